@@ -1,0 +1,93 @@
+"""Everything that can go wrong, as one tree.
+
+TrainerError
+├── InvalidRequest        a request, setting or argument that cannot be accepted
+├── DatasetError          the data set is missing, unreadable, or holds nothing to train on
+├── BaseModelError        the base is unknown, damaged, or of a kind that is not supported
+├── BackendUnavailable    the training backend cannot be imported or has no usable device
+├── TrainingFailed        training started and did not end well
+│   └── OutOfMemory       … because memory ran out
+├── ExportError           the trained adapter could not become a GGUF
+│   └── GgufError         a GGUF file breaks its own format
+├── PublishError          the finished model could not be published
+│   └── OllamaUnreachable … because no Ollama answered
+├── WorkerLost            the worker process died without leaving a result
+└── ServerError           this program's own server refused or could not be reached
+
+Each has a stable `code` (for programs) and says cause and remedy (for people).
+"""
+
+from __future__ import annotations
+
+
+class TrainerError(Exception):
+    """An expected failure, with its cause and its remedy.
+
+    Args:
+        cause: what went wrong, as a sentence without a final full stop.
+        remedy: what the reader can do about it; empty when nothing is known to help.
+    """
+
+    #: Stable identifier for programs.
+    code = "error"
+    #: Whether the same attempt may succeed later without anyone changing anything.
+    retryable = False
+
+    def __init__(self, cause: str, remedy: str = "") -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.cause}. {self.remedy}" if self.remedy else self.cause
+
+
+class InvalidRequest(TrainerError):
+    code = "invalid_request"
+
+
+class DatasetError(TrainerError):
+    code = "dataset"
+
+
+class BaseModelError(TrainerError):
+    code = "base_model"
+
+
+class BackendUnavailable(TrainerError):
+    code = "backend_unavailable"
+
+
+class TrainingFailed(TrainerError):
+    code = "training_failed"
+
+
+class OutOfMemory(TrainingFailed):
+    code = "out_of_memory"
+    retryable = True
+
+
+class ExportError(TrainerError):
+    code = "export"
+
+
+class GgufError(ExportError):
+    code = "gguf"
+
+
+class PublishError(TrainerError):
+    code = "publish"
+
+
+class OllamaUnreachable(PublishError):
+    code = "ollama_unreachable"
+    retryable = True
+
+
+class WorkerLost(TrainerError):
+    code = "worker_lost"
+    retryable = True
+
+
+class ServerError(TrainerError):
+    code = "server"

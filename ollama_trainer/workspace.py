@@ -1,0 +1,141 @@
+"""Where files lie, and how they come to lie there whole.
+
+    <data dir>/
+      trainer.db        runs (the server alone writes it)
+      runs/<run id>/    one directory a run: see RunDirectory
+      cache/            what several runs share, by digest
+
+A file appears under its final name only when it is complete: written beside it, fsynced, renamed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ollama_trainer.records import Event, RunResult, RunSpec
+
+#: Files under this suffix are unfinished and may be deleted.
+PARTIAL_SUFFIX = ".partial"
+
+
+@contextmanager
+def atomic_path(final: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `final`; on success it is fsynced and takes the final name.
+
+    On an error the temporary file is removed and the final name stays as it was.
+    """
+    partial = final.with_name(final.name + PARTIAL_SUFFIX)
+    partial.unlink(missing_ok=True)
+    try:
+        yield partial
+        with partial.open("rb") as handle:
+            os.fsync(handle.fileno())
+        partial.replace(final)
+        fsync_directory(final.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def fsync_directory(path: Path) -> None:
+    """Makes a rename in `path` durable. Windows cannot open directories and needs no such call."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(final: Path, text: str) -> None:
+    """Writes a small file whole or not at all."""
+    with atomic_path(final) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """The files of one run. The server writes spec and dataset, the worker all the rest."""
+
+    path: Path
+
+    @property
+    def spec(self) -> Path:
+        return self.path / "spec.json"
+
+    @property
+    def dataset(self) -> Path:
+        """The snapshot of the caller's data set."""
+        return self.path / "dataset.jsonl"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """Everything that the worker printed."""
+        return self.path / "worker.log"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def gguf(self) -> Path:
+        return self.path / "model.gguf"
+
+    @property
+    def modelfile(self) -> Path:
+        return self.path / "Modelfile"
+
+    def read_spec(self) -> RunSpec:
+        return RunSpec.model_validate_json(self.spec.read_bytes())
+
+    def write_spec(self, spec: RunSpec) -> None:
+        write_text(self.spec, spec.model_dump_json(indent=2) + "\n")
+
+    def append_event(self, event: Event) -> None:
+        with self.events.open("a", encoding="utf-8") as handle:
+            handle.write(event.model_dump_json(exclude_none=True) + "\n")
+
+    def read_result(self) -> RunResult | None:
+        """The worker's result, or None while there is none."""
+        try:
+            return RunResult.model_validate_json(self.result.read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def write_result(self, result: RunResult) -> None:
+        write_text(self.result, result.model_dump_json(indent=2) + "\n")
+
+
+@dataclass(frozen=True, slots=True)
+class DataDirectory:
+    """The directory that one server owns."""
+
+    path: Path
+
+    @property
+    def database(self) -> Path:
+        return self.path / "trainer.db"
+
+    @property
+    def cache(self) -> Path:
+        return self.path / "cache"
+
+    def run(self, run_id: str) -> RunDirectory:
+        """`run_id` must have passed `names.check_run_id`."""
+        return RunDirectory(self.path / "runs" / run_id)
+
+    def create(self) -> None:
+        for path in (self.path / "runs", self.cache):
+            path.mkdir(parents=True, exist_ok=True)
