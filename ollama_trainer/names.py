@@ -1,4 +1,4 @@
-"""Identifiers that become paths and Ollama names: strict patterns, because callers are not trusted."""
+"""Identifiers that become paths and Ollama names: strict patterns, for callers are not trusted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_run_id(value: object) -> str:
     if not isinstance(value, str) or not RUN_ID.fullmatch(value):
         raise InvalidRequest(
             f"runId {_shown(value)} is not a plain identifier",
-            "Use 1 to 64 letters, digits, '-' or '_', beginning with a letter or digit; a UUID fits.",
+            "Use 1 to 64 of a-z, A-Z, 0-9, '-' and '_', no sign first; a UUID fits.",
         )
     if value.lower() in _RESERVED_TAGS:
         raise InvalidRequest(
@@ -48,7 +48,7 @@ def job_slug(job_id: str, length: int = 40) -> str:
 
 def model_name(prefix: str, job_id: str, run_id: str) -> str:
     """`<prefix><job slug>:<run id>`, lower case, as Ollama compares names without case."""
-    return f"{prefix}{job_slug(job_id, _MODEL_PART_LENGTH - len(prefix))[:_MODEL_PART_LENGTH]}:{run_id.lower()}"
+    return f"{prefix}{job_slug(job_id, _MODEL_PART_LENGTH - len(prefix))}:{run_id.lower()}"
 
 
 def check_prefix(value: str) -> str:

@@ -48,7 +48,7 @@ class _Record(BaseModel):
 class TrainingOptions(_Record):
     """What the trainer does where the run does not say otherwise.
 
-    `None` for steps and learning rate means: chosen from the number of examples.
+    `None` means: chosen from the number of examples and the size of the base.
     """
 
     #: Rank of the LoRA matrices.
@@ -60,7 +60,7 @@ class TrainingOptions(_Record):
     #: Optimiser steps.
     steps: int | None = Field(None, ge=1)
     #: Examples a step.
-    batch_size: int = Field(16, ge=1)
+    batch_size: int | None = Field(None, ge=1)
     #: Longest example, in tokens; longer ones are dropped with a reason.
     max_length: int = Field(2048, ge=16)
     seed: int = Field(1, ge=0, lt=2**32)
@@ -134,9 +134,7 @@ class Event(_Record):
         progress: Progress | None = None,
         **data: Any,
     ) -> Event:
-        return cls(
-            time=datetime.now(UTC), kind=kind, message=message, progress=progress, data=data
-        )
+        return cls(time=datetime.now(UTC), kind=kind, message=message, progress=progress, data=data)
 
 
 class RunResult(_Record):

@@ -1,0 +1,45 @@
+"""Leaves the model in its folder, with the line to type for Ollama."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from ollama_trainer.errors import PublishError
+from ollama_trainer.modelfile import Modelfile, check_model_name
+from ollama_trainer.publishers import PublisherOptions, Report
+from ollama_trainer.records import PublishedModel
+
+
+class FolderPublisher:
+    """The reference of the model is the GGUF's absolute path."""
+
+    def publish(
+        self, gguf: Path, modelfile: Modelfile, model_name: str, report: Report
+    ) -> PublishedModel:
+        """See `Publisher.publish`.
+
+        Raises:
+            PublishError: the GGUF or the Modelfile beside it is missing, or they do not fit.
+        """
+        check_model_name(model_name)
+        path = gguf.absolute()
+        text = path.with_name("Modelfile")
+        for file in (path, text):
+            if not file.is_file():
+                raise PublishError(f"there is no file {file}", "Let the run export it again.")
+        if path.name != modelfile.gguf:
+            raise PublishError(
+                f"the Modelfile is for {modelfile.gguf}, not for {path.name}",
+                "Let the run export both again.",
+            )
+        report(1.0, f"left in {path.parent}")
+        create = f"ollama create {shlex.quote(model_name)} -f {shlex.quote(str(text))}"
+        return PublishedModel(
+            ref=str(path), next_command=f"{create} && ollama run {shlex.quote(model_name)}"
+        )
+
+
+def create(options: PublisherOptions) -> FolderPublisher:  # noqa: ARG001
+    """The folder publisher needs no options."""
+    return FolderPublisher()

@@ -1,0 +1,285 @@
+"""Publishes into Ollama: upload, create, try, and only then name.
+
+    hash ─► upload ─► create under a name for trial ─► show, load, chat, unload ─► copy to its name
+
+The model gets its own name by a copy (of a manifest, some hundred bytes) after it has answered, so
+that nothing half-made or untried is ever seen under that name, not even when the worker is killed.
+
+A name that is taken is never overwritten. Whether what is there is the same model is told by the
+digest of the manifest: one Ollama makes the same one of the same file, parameters and licence,
+although some versions rewrite the file and no digest of it can be foretold. (After an update of
+Ollama it may differ; then the name counts as taken.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ollama_trainer.errors import PublishError
+from ollama_trainer.modelfile import Modelfile, check_model_name
+from ollama_trainer.publishers import PublisherOptions, Report
+from ollama_trainer.publishers._ollama_host import Endpoint, resolve
+from ollama_trainer.records import PublishedModel
+
+if TYPE_CHECKING:
+    from ollama_trainer.publishers._ollama_api import Limits, OllamaApi
+
+#: The longest trial answer, in tokens.
+_ANSWER_TOKENS = 64
+#: How long the model may take to leave Ollama's memory, in seconds.
+_UNLOAD_S = 10.0
+_READ_BYTES = 1 << 20
+#: How Ollama says that it did not keep the chat template of the file.
+_REPLACED = "using autodetected template"
+_MODEL_REMEDY = (
+    "Run the GGUF elsewhere to see whether the model or this Ollama is at fault; "
+    "the GGUF and its Modelfile are kept."
+)
+
+
+class OllamaPublisher:
+    """The reference of the model is the name under which Ollama lists it."""
+
+    def __init__(
+        self, options: PublisherOptions, endpoint: Endpoint, limits: Limits | None = None
+    ) -> None:
+        self._options = options
+        self._endpoint = endpoint
+        self._limits = limits
+
+    def publish(
+        self, gguf: Path, modelfile: Modelfile, model_name: str, report: Report
+    ) -> PublishedModel:
+        """See `Publisher.publish`.
+
+        Publishing the same model under the same name again succeeds.
+
+        Raises:
+            OllamaUnreachable: no Ollama answers, or it went away.
+            PublishError: Ollama refused, the model did not answer, or the name is taken.
+        """
+        name = _full_name(model_name)
+        trial = _trial_name(name)
+        with _open_api(self._endpoint, self._limits) as api:
+            version = api.check_version()
+            report(0.0, f"Ollama {version} at {self._endpoint.url}")
+            digest = _digest(gguf, _part(report, 0.0, 0.1))
+            # What a killed attempt left: it would make the answer of /api/show after the creation
+            # worthless. Before the upload, since its blob, which may be the same, goes with it.
+            api.delete(trial)
+            api.upload(gguf, digest, _part(report, 0.1, 0.5))
+            try:
+                self._create(api, modelfile, trial, digest, _part(report, 0.5, 0.75))
+                _is_there(api, trial, name)  # a taken name is better told before the trial
+                self._try(api, modelfile, trial, _part(report, 0.75, 0.95))
+                canonical = _promote(api, trial, name)
+            except BaseException:
+                with suppress(PublishError):
+                    api.delete(trial)
+                raise
+            try:
+                api.delete(trial)
+            except PublishError as error:
+                report(0.99, f"the name for trial {trial} is left behind: {error.cause}")
+        report(1.0, f"published as {canonical}")
+        return PublishedModel(ref=canonical, next_command=f"ollama run {canonical}")
+
+    def _create(
+        self, api: OllamaApi, modelfile: Modelfile, trial: str, digest: str, report: Report
+    ) -> None:
+        statuses: list[str] = []
+
+        def note(fraction: float, status: str) -> None:
+            statuses.append(status)
+            report(fraction, status)
+
+        try:
+            api.create(modelfile.create_request(trial, digest), note)
+        except PublishError:
+            # The model may stand although the answer was lost on its way.
+            if api.show(trial) is None:
+                raise
+        replaced = [s for s in statuses if s.startswith(_REPLACED)]
+        if replaced and modelfile.template is None:
+            raise PublishError(
+                f"Ollama put its template {replaced[0].removeprefix(_REPLACED).strip()} in the "
+                "place of the model's own, so that it would be asked in other words than trained",
+                "Export the GGUF with a protected chat template (modelfile.protect_chat_template).",
+            )
+
+    def _try(self, api: OllamaApi, modelfile: Modelfile, trial: str, report: Report) -> None:
+        """Sees that the model is there, loads, and answers; leaves it unloaded."""
+        shown = api.show(trial)
+        if shown is None:
+            raise PublishError("Ollama said success and does not have the model", _MODEL_REMEDY)
+        # The oldest versions tell no capabilities.
+        capabilities = shown.capabilities
+        if capabilities is not None and "completion" not in capabilities:
+            raise PublishError(
+                f"Ollama says that the model cannot answer, only: {', '.join(capabilities)}",
+                "Train on a base model that writes text.",
+            )
+        options: dict[str, int | float] = {"temperature": 0.0, "seed": 1}
+        if self._options.num_thread is not None:
+            options["num_thread"] = self._options.num_thread
+        report(0.0, "loading the model")
+        try:
+            api.load(trial, options)
+            report(0.5, "asking the model")
+            self._chat(api, modelfile, trial, options, capabilities or [], report)
+        finally:
+            # Also after a failure: what is loaded would stay in memory without a name.
+            with suppress(PublishError):
+                api.unload(trial)
+        _wait_until_unloaded(api, trial, report)
+
+    def _chat(
+        self,
+        api: OllamaApi,
+        modelfile: Modelfile,
+        trial: str,
+        options: dict[str, int | float],
+        capabilities: list[str],
+        report: Report,
+    ) -> None:
+        cap = modelfile.parameters.get("num_predict", _ANSWER_TOKENS)
+        tokens = min(cap, _ANSWER_TOKENS) if isinstance(cap, int) else _ANSWER_TOKENS
+        think = False if "thinking" in capabilities else None
+        answer = api.chat(
+            trial, self._options.question, {**options, "num_predict": tokens}, think=think
+        )
+        message = answer.message
+        if not (message.content or message.thinking or message.tool_calls):
+            raise PublishError(
+                f"the model answered {self._options.question!r:.80} with nothing "
+                f"(it ended by {answer.done_reason or 'no reason'})",
+                _MODEL_REMEDY,
+            )
+        report(
+            0.9,
+            f"it answered {answer.eval_count or 0} tokens "
+            f"and ended by {answer.done_reason or 'no reason'}",
+        )
+
+
+def create(options: PublisherOptions) -> OllamaPublisher:
+    """The publisher for the Ollama that the options name.
+
+    Raises:
+        PublishError: OLLAMA_HOST is no address.
+    """
+    return OllamaPublisher(options, resolve(options.ollama_host))
+
+
+def _promote(api: OllamaApi, trial: str, name: str) -> str:
+    """Gives the tried model its name; returns the name as Ollama lists it."""
+    if not _is_there(api, trial, name):
+        try:
+            api.copy(trial, name)
+        except PublishError:
+            # As after create: the answer may have been lost, not the copy.
+            if name not in api.listed():
+                raise
+    listed = api.listed()
+    if name not in listed or api.show(name) is None:
+        raise PublishError(
+            f"Ollama does not list {name} after it took the name", "Try again; see Ollama's log."
+        )
+    return listed[name][0]
+
+
+def _is_there(api: OllamaApi, trial: str, name: str) -> bool:
+    """Whether the name exists and holds the model on trial.
+
+    Raises:
+        PublishError: it holds another one.
+    """
+    listed = api.listed()
+    if name not in listed:
+        return False
+    if trial in listed and listed[name][1] == listed[trial][1]:
+        return True
+    raise PublishError(
+        f"Ollama already has a model {name}, and it is another one",
+        f"Models are never overwritten. Remove it (ollama rm {name}) if nobody needs it, "
+        "or publish under another name.",
+    )
+
+
+def _wait_until_unloaded(api: OllamaApi, model: str, report: Report) -> None:
+    """Waits a moment; a model that stays is worth a note, not a failure."""
+    end = time.monotonic() + _UNLOAD_S
+    while model in api.loaded():
+        if time.monotonic() > end:
+            report(0.95, "Ollama still holds the model in memory")
+            return
+        time.sleep(0.05)
+
+
+def _open_api(endpoint: Endpoint, limits: Limits | None) -> OllamaApi:
+    """A connection to that Ollama.
+
+    Imported late: `ollama` reads OLLAMA_HOST while it is imported, and stumbles over a bad one.
+    """
+    try:
+        from ollama_trainer.publishers import _ollama_api
+    except ImportError as error:
+        raise PublishError(
+            f"the publisher 'ollama' cannot be used: {error}",
+            "Install what it needs: pip install 'ollama-trainer[train]'.",
+        ) from error
+    except ValueError as error:
+        raise PublishError(
+            f"the environment variable OLLAMA_HOST is no address: {error}",
+            "Write it as host, host:port or http(s)://host:port.",
+        ) from error
+    return _ollama_api.OllamaApi(endpoint, limits or _ollama_api.Limits())
+
+
+def _full_name(model_name: str) -> str:
+    """Lower case, since Ollama compares names without case, and with its tag."""
+    name = check_model_name(model_name).lower()
+    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+
+
+def _trial_name(name: str) -> str:
+    """The same for each attempt, so that a killed attempt's remains go with the next."""
+    mark = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return f"{name.rpartition(':')[0]}:untried-{mark}"
+
+
+def _digest(gguf: Path, report: Report) -> str:
+    """The file's digest in Ollama's form."""
+    total = hashlib.sha256()
+    done = 0
+    try:
+        size = gguf.stat().st_size
+        with gguf.open("rb") as handle:
+            while chunk := handle.read(_READ_BYTES):
+                total.update(chunk)
+                done += len(chunk)
+                report(done / size, "computing the file's digest")
+    except OSError as error:
+        raise PublishError(
+            f"the GGUF {gguf} cannot be read: {error.strerror}", "Let the run export it again."
+        ) from error
+    return f"sha256:{total.hexdigest()}"
+
+
+def _part(report: Report, start: float, end: float) -> Report:
+    """A report whose 0 to 1 is a part of the whole, told at most once for each fiftieth of it."""
+    last: tuple[int, str] = (-1, "")
+
+    def tell(fraction: float, message: str) -> None:
+        nonlocal last
+        whole = start + (end - start) * fraction
+        fiftieth = int(whole * 50)
+        if fiftieth != last[0] or (fraction == 0.0 and message != last[1]):
+            last = (fiftieth, message)
+            report(whole, message)
+
+    return tell

@@ -1,0 +1,137 @@
+"""The copy of a data set that a run keeps: whatever happens to the source later changes nothing."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from ollama_trainer.errors import DatasetError
+from ollama_trainer.workspace import atomic_path
+
+_CHUNK_BYTES = 1 << 20
+_ROWS_HINT = "Give the absolute path of a JSONL file with one row a line"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """What was copied."""
+
+    #: Lower-case hex.
+    sha256: str
+    n_bytes: int
+
+
+class SnapshotStopped(Exception):
+    """The server stops; the copy is made again at its next start."""
+
+
+def take_snapshot(
+    dataset_ref: str,
+    target: Path,
+    roots: Sequence[Path] = (),
+    stopped: threading.Event | None = None,
+) -> Snapshot:
+    """Copies a data set to `target`, counting its SHA-256 on the way.
+
+    Args:
+        dataset_ref: a path as the caller gave it.
+        target: the copy; it appears there only when it is whole.
+        roots: directories that the file must lie in, symbolic links resolved; none means anywhere.
+        stopped: ends the copy when it is set.
+
+    Raises:
+        DatasetError: there is no such file, or it may not or cannot be read, or it is empty.
+        SnapshotStopped: `stopped` was set.
+    """
+    source = _locate(dataset_ref, roots)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _open_regular(source) as reader, atomic_path(target) as partial:
+            with partial.open("wb") as writer:
+                snapshot = _copy(reader, writer, stopped)
+            if snapshot.n_bytes == 0:
+                raise DatasetError(
+                    f"the data set {source} is empty (0 bytes)",
+                    "Collect feedback first, then train again.",
+                )
+    except OSError as error:
+        raise _failed(source, error) from error
+    return snapshot
+
+
+def _locate(dataset_ref: str, roots: Sequence[Path]) -> Path:
+    """The file that is meant, symbolic links resolved."""
+    if not dataset_ref.strip():
+        raise DatasetError("datasetRef is empty", f"{_ROWS_HINT}.")
+    path = Path(dataset_ref)
+    if not path.is_absolute():
+        raise DatasetError(
+            f"datasetRef {_shown(dataset_ref)} is not an absolute path", f"{_ROWS_HINT}."
+        )
+    try:
+        resolved = path.resolve()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DatasetError(
+            f"datasetRef {_shown(dataset_ref)} is not a usable path ({error})", f"{_ROWS_HINT}."
+        ) from error
+    if roots and not any(resolved.is_relative_to(root.resolve()) for root in roots):
+        raise DatasetError(
+            f"the data set {_shown(dataset_ref)} lies outside of the directories that data sets "
+            "may lie in",
+            "Move it into one of them, or add its directory to the setting dataset_roots.",
+        )
+    return resolved
+
+
+def _open_regular(path: Path) -> BinaryIO:
+    """Opens without waiting (a named pipe would block for ever) and refuses all but plain files."""
+    descriptor = os.open(
+        path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    )
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        kind = "a directory" if stat.S_ISDIR(mode) else "not a plain file"
+        raise DatasetError(f"the data set {path} is {kind}", f"{_ROWS_HINT}.")
+    return os.fdopen(descriptor, "rb")
+
+
+def _copy(reader: BinaryIO, writer: BinaryIO, stopped: threading.Event | None) -> Snapshot:
+    digest = hashlib.sha256()
+    n_bytes = 0
+    while chunk := reader.read(_CHUNK_BYTES):
+        if stopped is not None and stopped.is_set():
+            raise SnapshotStopped
+        digest.update(chunk)
+        writer.write(chunk)
+        n_bytes += len(chunk)
+    return Snapshot(sha256=digest.hexdigest(), n_bytes=n_bytes)
+
+
+def _failed(source: Path, error: OSError) -> DatasetError:
+    if error.errno == errno.ENOENT and error.filename == str(source):
+        return DatasetError(
+            f"the data set {source} does not exist", "Create it, or correct datasetRef."
+        )
+    if error.filename in (None, str(source)) and error.errno != errno.ENOSPC:
+        return DatasetError(
+            f"the data set {source} cannot be read: {error.strerror or error}",
+            "Make it readable for the user that runs the server.",
+        )
+    return DatasetError(
+        f"the data set {source} cannot be copied into the data directory: "
+        f"{error.strerror or error}",
+        "Make sure that the data directory is writable and has room, then train again.",
+    )
+
+
+def _shown(text: str) -> str:
+    quoted = repr(text)
+    return quoted if len(quoted) <= 200 else quoted[:197] + "..."

@@ -1,0 +1,83 @@
+"""The handlers: each answers from local state only, never from the worker or from Ollama."""
+
+from __future__ import annotations
+
+import re
+
+from aiohttp import web
+
+from ollama_trainer import __version__
+from ollama_trainer.errors import InvalidRequest, TrainerError
+from ollama_trainer.queue.rows import RunIdTaken
+from ollama_trainer.queue.service import RunQueue
+from ollama_trainer.records import RunState
+from ollama_trainer.server import wire
+from ollama_trainer.settings import Settings
+
+QUEUE = web.AppKey("queue", RunQueue)
+SETTINGS = web.AppKey("settings", Settings)
+
+
+def add_routes(app: web.Application) -> None:
+    app.router.add_post(_lenient("/train"), train)
+    app.router.add_get(_lenient("/status/{run_id}"), status)
+    app.router.add_get(_lenient("/health"), health)
+
+
+async def train(request: web.Request) -> web.Response:
+    """Accepts a run, or refuses it; a refusal with a usable run id is stored as a failed run."""
+    raw = await request.read()
+    try:
+        body = wire.parse_body(raw)
+    except InvalidRequest as error:
+        return web.json_response(wire.error_of(error), status=400)
+    if request.content_type != "application/json":
+        cause = f"Content-Type is {request.content_type!r}"
+        return await _refuse(
+            request, body, InvalidRequest(cause, "Send application/json."), status=415
+        )
+    try:
+        wanted = wire.read_train_request(body, request.app[SETTINGS])
+        run = await request.app[QUEUE].submit(wanted.submission)
+    except RunIdTaken as error:
+        return web.json_response(wire.error_of(error), status=409)
+    except InvalidRequest as error:
+        return await _refuse(request, body, error, status=400)
+    return web.json_response(wire.train_reply(run, wanted.ignored))
+
+
+async def status(request: web.Request) -> web.Response:
+    """The state of one run."""
+    run_id = request.match_info["run_id"]
+    queue = request.app[QUEUE]
+    run = queue.get(run_id) if run_id.isascii() else None
+    if run is None:
+        error = wire.error_reply(
+            "there is no run with this id. Submit it with POST /train.", "unknown_run"
+        )
+        return web.json_response(error, status=404)
+    position = queue.position(run) if run.state is RunState.PENDING else None
+    return web.json_response(wire.status_reply(run, position))
+
+
+async def health(request: web.Request) -> web.Response:
+    """That the server lives, and how much it has to do."""
+    counts = {state.value: n for state, n in request.app[QUEUE].counts().items()}
+    return web.json_response(
+        {"status": "ok", "name": "ollama-trainer", "version": __version__, "runs": counts}
+    )
+
+
+async def _refuse(
+    request: web.Request, body: dict[str, object], error: TrainerError, status: int
+) -> web.Response:
+    submission = wire.refused_submission(body)
+    if submission is not None:
+        await request.app[QUEUE].reject(submission, error)
+    return web.json_response(wire.error_of(error), status=status)
+
+
+def _lenient(path: str) -> str:
+    """A route that repeated and trailing slashes match too: base URLs often end with one."""
+    count = iter(range(path.count("/")))
+    return re.sub("/", lambda _: f"/{{_{next(count)}:/*}}", path) + "{_end:/*}"

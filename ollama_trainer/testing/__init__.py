@@ -1,0 +1,1 @@
+"""Stand-ins for programs that tests cannot count on, shipped so that others can test with them."""
