@@ -119,7 +119,9 @@ WRONG_ANSWERS = [
 ]
 
 
-def row(rng: random.Random, question: str, answer: str, label: str, index: int) -> dict[str, object]:
+def row(
+    rng: random.Random, question: str, answer: str, label: str, index: int
+) -> dict[str, object]:
     """A row as the app writes it: input and output are JSON inside JSON."""
     return {
         "targetType": "agent",

@@ -8,17 +8,15 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn
-from rich.progress import Progress as Bar
 
 from ollama_trainer import __version__, client, server
 from ollama_trainer.client import RunStatus, TrainerClient
+from ollama_trainer.display import display_for
 from ollama_trainer.errors import InvalidRequest, ServerError, TrainerError
 from ollama_trainer.executors.parentwatch import exit_with_parent
-from ollama_trainer.records import Progress, RunState, TrainingOptions
+from ollama_trainer.records import RunState, TrainingOptions
 from ollama_trainer.settings import (
     Settings,
     add_flags,
@@ -102,7 +100,7 @@ async def _train(
         options = {key: getattr(settings, key) for key in flags if key in _PER_RUN}
         run_id = await trainer.submit(name or dataset.stem or "job", str(dataset), **options)
         out.print(f"run {run_id}")
-        display: _Display = _LiveBar(out) if out.is_terminal else _PlainLines(out)
+        display = display_for(out)
         try:
             async for status in trainer.follow(run_id):
                 display.show(status)
@@ -143,85 +141,3 @@ def _conclude(status: RunStatus, out: Console) -> int:
     if status.next_command:
         out.print(f"type next:\n{status.next_command}")
     return 0
-
-
-class _Display(Protocol):
-    """Shows a run while it goes on."""
-
-    def show(self, status: RunStatus) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class _LiveBar:
-    """One bar that is redrawn, for terminals."""
-
-    def __init__(self, out: Console) -> None:
-        columns = (
-            TextColumn("{task.description:<8}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[details]}"),
-        )
-        self._bar = Bar(*columns, console=out)
-        self._task = self._bar.add_task("waiting", total=1.0, details="")
-        self._bar.start()
-
-    def show(self, status: RunStatus) -> None:
-        self._bar.update(
-            self._task,
-            description=_headline(status),
-            completed=status.progress.fraction if status.progress else 0.0,
-            details=_details(status.progress),
-        )
-
-    def close(self) -> None:
-        self._bar.stop()
-
-
-class _PlainLines:
-    """A line for each stage and each tenth of it, for pipes and logs."""
-
-    def __init__(self, out: Console) -> None:
-        self._out = out
-        self._shown: tuple[str, int] | None = None
-
-    def show(self, status: RunStatus) -> None:
-        fraction = status.progress.fraction if status.progress else 0.0
-        key = (_headline(status), int(fraction * 10))
-        if key != self._shown and not status.status.terminal:
-            self._shown = key
-            words = (
-                key[0],
-                f"{fraction:.0%}" if status.progress else "",
-                _details(status.progress),
-            )
-            self._out.print("  ".join(word for word in words if word))
-
-    def close(self) -> None:
-        """Nothing is left open."""
-
-
-def _headline(status: RunStatus) -> str:
-    if status.progress is not None:
-        return status.progress.stage.value
-    if status.queue_position is not None and status.queue_position > 1:
-        return f"waiting, number {status.queue_position} in the queue"
-    return "starting" if status.status is RunState.RUNNING else "waiting"
-
-
-def _details(progress: Progress | None) -> str:
-    """Step, loss, speed and time left, as far as they are known."""
-    if progress is None:
-        return ""
-    parts = []
-    if progress.step is not None:
-        parts.append(f"step {progress.step}" + (f"/{progress.steps}" if progress.steps else ""))
-    if progress.loss is not None:
-        parts.append(f"loss {progress.loss:.3f}")
-    if progress.tokens_per_s is not None:
-        parts.append(f"{progress.tokens_per_s:,.0f} tokens/s")
-    if progress.left_s is not None:
-        minutes, seconds = divmod(round(progress.left_s), 60)
-        parts.append(f"{minutes}:{seconds:02d} left")
-    return "  ".join(parts)

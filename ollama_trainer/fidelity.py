@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ollama_trainer.errors import ExportError
-from ollama_trainer.llama import open_llama
+from ollama_trainer.llama import logits_at, open_llama
 from ollama_trainer.records import TokenizedExample
 
 
@@ -24,13 +24,11 @@ def answer_loss(gguf: Path, examples: Sequence[TokenizedExample]) -> float:
 
     longest = max(len(example.ids) for example in examples)
     losses: list[float] = []
-    with open_llama(gguf, n_ctx=longest, n_batch=longest, logits_all=True) as llama:
+    with open_llama(gguf, n_ctx=longest, n_batch=longest) as llama:
         for example in examples:
-            llama.reset()
-            llama.eval(list(example.ids))
             answer = np.flatnonzero(example.mask)
-            # The token at a position is predicted by the logits of the position before it.
-            logits = llama.scores[answer - 1].astype(np.float64)
+            # A token is predicted at the position before it.
+            logits = logits_at(llama, example.ids, (answer - 1).tolist()).astype(np.float64)
             peak = logits.max(axis=1)
             total = np.log(np.exp(logits - peak[:, None]).sum(axis=1)) + peak
             chosen = logits[np.arange(len(answer)), np.asarray(example.ids)[answer]]
@@ -54,3 +52,19 @@ def learning_kept(base: float, exact: float, served: float) -> float:
     """
     gain = base - exact
     return (base - served) / gain if gain > 0 else 0.0
+
+
+def answers(gguf: Path, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[str]:
+    """Greedy answers to prompts of token ids, as a served model gives them.
+
+    Raises:
+        ExportError: llama.cpp cannot load the file.
+    """
+    longest = max(len(prompt) for prompt in prompts) + max_tokens
+    with open_llama(gguf, n_ctx=longest, n_batch=longest) as llama:
+        return [
+            llama.create_completion(list(prompt), max_tokens=max_tokens, temperature=0)["choices"][
+                0
+            ]["text"]
+            for prompt in prompts
+        ]

@@ -6,7 +6,8 @@ Everything that reads a finished model goes through `open_llama`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from ollama_trainer.errors import ExportError
 
 if TYPE_CHECKING:
+    import numpy as np
     from llama_cpp import Llama
+    from numpy.typing import NDArray
 
 
 @contextlib.contextmanager
@@ -31,6 +34,8 @@ def open_llama(gguf: Path, **options: Any) -> Iterator[Llama]:
     _without_repacking()
     from llama_cpp import Llama
 
+    # By itself it generates with half of the cores.
+    options.setdefault("n_threads", os.cpu_count())
     try:
         llama = Llama(str(gguf), verbose=False, **options)
     except ValueError as error:
@@ -39,6 +44,44 @@ def open_llama(gguf: Path, **options: Any) -> Iterator[Llama]:
         ) from error
     with contextlib.closing(llama):
         yield llama
+
+
+def logits_at(llama: Llama, ids: Sequence[int], positions: Sequence[int]) -> NDArray[np.float32]:
+    """The logits at some positions of a fresh sequence; nothing is computed for the others.
+
+    Args:
+        llama: opened with `n_ctx` and `n_batch` of at least len(ids).
+        ids: the sequence.
+        positions: indices into `ids`.
+
+    Returns:
+        float32 of shape (positions, vocabulary): row i predicts the token after positions[i].
+
+    Raises:
+        ExportError: llama.cpp could not compute them.
+    """
+    import llama_cpp
+    import numpy as np
+
+    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(llama.ctx), True)
+    batch = llama_cpp.llama_batch_init(len(ids), 0, 1)
+    try:
+        wanted = set(positions)
+        for index, token in enumerate(ids):
+            batch.token[index] = token
+            batch.pos[index] = index
+            batch.n_seq_id[index] = 1
+            batch.seq_id[index][0] = 0
+            batch.logits[index] = index in wanted
+        batch.n_tokens = len(ids)
+        code = llama_cpp.llama_decode(llama.ctx, batch)
+        if code != 0:
+            raise ExportError(f"llama.cpp could not compute {len(ids)} tokens (code {code})")
+        rows = [llama_cpp.llama_get_logits_ith(llama.ctx, index) for index in positions]
+        shape = (llama.n_vocab(),)
+        return np.stack([np.ctypeslib.as_array(row, shape).copy() for row in rows])
+    finally:
+        llama_cpp.llama_batch_free(batch)
 
 
 @cache

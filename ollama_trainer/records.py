@@ -51,19 +51,17 @@ class TrainingOptions(_Record):
     `None` means: chosen from the number of examples and the size of the base.
     """
 
-    #: Rank of the LoRA matrices.
-    rank: int = Field(16, ge=1, le=512)
-    #: The adapter's output is scaled by alpha / rank.
-    alpha: int = Field(32, ge=1, le=1024)
-    #: Peak learning rate.
-    learning_rate: float | None = Field(None, gt=0, le=1)
-    #: Optimiser steps.
-    steps: int | None = Field(None, ge=1)
-    #: Examples a step.
-    batch_size: int | None = Field(None, ge=1)
-    #: Longest example, in tokens; longer ones are dropped with a reason.
-    max_length: int = Field(2048, ge=16)
-    seed: int = Field(1, ge=0, lt=2**32)
+    rank: int = Field(16, ge=1, le=512, description="Rank of the LoRA matrices.")
+    alpha: int = Field(
+        32, ge=1, le=1024, description="The adapter's output is scaled by alpha / rank."
+    )
+    learning_rate: float | None = Field(None, gt=0, le=1, description="Peak learning rate.")
+    steps: int | None = Field(None, ge=1, description="Optimiser steps.")
+    batch_size: int | None = Field(None, ge=1, description="Examples a step.")
+    max_length: int = Field(
+        2048, ge=16, description="Longest example in tokens; longer ones are dropped by name."
+    )
+    seed: int = Field(1, ge=0, lt=2**32, description="Of everything that is drawn at random.")
 
 
 class RunSpec(_Record):

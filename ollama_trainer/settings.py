@@ -14,7 +14,6 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard, get_args, get_origin
-from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import Field, ValidationError, field_validator
@@ -30,7 +29,6 @@ CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
 #: Addresses to listen on that are no name to be called by.
 WILDCARD_HOSTS = frozenset({"0.0.0.0", "::", "[::]", ""})  # noqa: S104 - only compared with
 _APP = "ollama-trainer"
-_OLLAMA_PORT = 11434
 
 
 def _default_data_dir() -> Path:
@@ -73,9 +71,9 @@ class Settings(BaseSettings, TrainingOptions):
         "none means any absolute path.",
     )
     ollama_host: str = Field(
-        f"http://127.0.0.1:{_OLLAMA_PORT}",
+        "127.0.0.1:11434",
         validation_alias="ollama_host",
-        description="Ollama's address, as Ollama itself reads it.",
+        description="Ollama's address, in any form that Ollama itself takes.",
     )
     name_prefix: str = Field("tuned-", description="Beginning of the finished models' names.")
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -121,11 +119,6 @@ class Settings(BaseSettings, TrainingOptions):
     @classmethod
     def _prefix(cls, value: str) -> str:
         return check_prefix(value)
-
-    @field_validator("ollama_host")
-    @classmethod
-    def _ollama_url(cls, value: str) -> str:
-        return ollama_url(value)
 
     def as_environment(self) -> dict[str, str]:
         """The variables that make another process of this program settle on the same values."""
@@ -234,30 +227,6 @@ def unknown_variables() -> list[str]:
     """Environment variables that look like settings and are none: most likely misspelt."""
     known = {variable_name(name) for name in Settings.model_fields} | {CONFIG_VARIABLE}
     return sorted(name for name in os.environ if name.startswith(ENV_PREFIX) and name not in known)
-
-
-def ollama_url(value: str) -> str:
-    """Ollama's address as a URL without a trailing slash, from any form that Ollama accepts.
-
-    Raises:
-        ValueError: it is none of them.
-    """
-    text = value.strip()
-    scheme, _, rest = text.rpartition("://")
-    if scheme not in ("", "http", "https"):
-        raise ValueError(f"'{scheme}' is neither http nor https")
-    if rest.count(":") > 1 and not rest.startswith("["):
-        rest = f"[{rest}]"
-    parts = urlsplit(f"//{rest}")
-    port = (
-        parts.port
-        if parts.port is not None
-        else {"http": 80, "https": 443}.get(scheme, _OLLAMA_PORT)
-    )
-    # A server's "everywhere" is no place that a client can connect to.
-    host = "127.0.0.1" if (parts.hostname or "") in WILDCARD_HOSTS else str(parts.hostname)
-    shown = f"[{host}]" if ":" in host else host
-    return f"{scheme or 'http'}://{shown}:{port}{parts.path.rstrip('/')}"
 
 
 _SIGNS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}

@@ -18,6 +18,7 @@ from ollama_trainer.pipeline.dataset import PreparedData, prepare
 from ollama_trainer.pipeline.export import export, modelfile_of
 from ollama_trainer.pipeline.plan import check_trainable, recipe_for
 from ollama_trainer.pipeline.verify import verify
+from ollama_trainer.publishers import Publisher, PublisherOptions
 from ollama_trainer.records import (
     BaseGguf,
     Event,
@@ -72,11 +73,12 @@ def execute(directory: RunDirectory) -> RunResult:
     run = Run(directory, directory.read_spec())
     base, gguf = _base(run)
     data = _dataset(run, gguf)
+    publisher = _publisher(run, data)
     _train(run, base, gguf, data)
     _export(run, base, gguf, data)
     with run.stage(Stage.VERIFY):
         run.metrics |= verify(base.gguf, directory.gguf, data.examples)
-    published = _publish(run, base, gguf, data)
+    published = _publish(run, publisher, base, gguf, data)
     return RunResult(
         status="completed",
         output_model_ref=published.ref,
@@ -149,12 +151,19 @@ def _export(run: Run, base: BaseGguf, gguf: GgufFile, data: PreparedData) -> Non
         write_text(run.directory.modelfile, modelfile.text)
 
 
-def _publish(run: Run, base: BaseGguf, gguf: GgufFile, data: PreparedData) -> PublishedModel:
+def _publisher(run: Run, data: PreparedData) -> Publisher:
+    """Made before training, so that wrong settings cost no training."""
+    options = PublisherOptions(
+        ollama_host=run.spec.ollama_host, question=data.question, num_thread=os.cpu_count()
+    )
+    return publishers.get(run.spec.publisher, options)
+
+
+def _publish(
+    run: Run, publisher: Publisher, base: BaseGguf, gguf: GgufFile, data: PreparedData
+) -> PublishedModel:
     with run.stage(Stage.PUBLISH) as report:
-        options = publishers.PublisherOptions(
-            ollama_host=run.spec.ollama_host, question=data.question, num_thread=os.cpu_count()
-        )
-        return publishers.get(run.spec.publisher, options).publish(
+        return publisher.publish(
             run.directory.gguf,
             modelfile_of(gguf, data.stop, base.license),
             run.spec.model_name,

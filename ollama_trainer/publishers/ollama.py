@@ -175,6 +175,17 @@ def create(options: PublisherOptions) -> OllamaPublisher:
     return OllamaPublisher(options, resolve(options.ollama_host))
 
 
+def ollama_version(host: str) -> str:
+    """The version of the Ollama at `host`, which takes any form of OLLAMA_HOST.
+
+    Raises:
+        OllamaUnreachable: none answers.
+        PublishError: it is too old, or `host` is no address.
+    """
+    with _open_api(resolve(host), None) as api:
+        return api.check_version()
+
+
 def _promote(api: OllamaApi, trial: str, name: str) -> str:
     """Gives the tried model its name; returns the name as Ollama lists it."""
     if not _is_there(api, trial, name):

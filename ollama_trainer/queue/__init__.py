@@ -1,17 +1,9 @@
-"""The keeping of runs: accepted once, trained in order, never lost.
+"""The keeping of runs: accepted once, taken in order, never lost.
 
-Run states (an internal detail may be finer, these four are what is stored and shown):
-
-    pending --a--> running --b--> completed
-       |             |  ^ \\
-       c             d  e  f
-       v             v  |   \\
-     failed       failed    running
-
-    a  the supervisor claims the oldest pending run whose data set is copied (attempt 1)
-    b  the worker left a result that says completed
-    c  the data set cannot be copied, or the request was refused
-    d  the worker left a result that says failed, or ended without one
-    e, f  a server that starts takes a running run up again (attempt + 1), unless its worker was
-       lost too often
+pending   --a--> running     the supervisor claims the run accepted first, its data set copied
+pending   --b--> failed      the data set cannot be copied, or the request was refused
+running   --c--> running     a server that starts takes up what its predecessor left: one attempt
+                             more
+running   --d--> completed   the worker left a result that says so
+running   --e--> failed      the worker left another result, or none, or was lost too often
 """

@@ -14,7 +14,6 @@ from ollama_trainer.settings import (
     flag_name,
     given_flags,
     load_settings,
-    ollama_url,
     unknown_variables,
     variable_name,
 )
@@ -51,7 +50,7 @@ def test_the_defaults() -> None:
     assert (settings.base, settings.publisher) == ("smollm2", "ollama")
     assert (settings.backend, settings.quantization) == ("unsloth", "same")
     assert (settings.dataset_roots, settings.name_prefix) == ((), "tuned-")
-    assert settings.ollama_host == "http://127.0.0.1:11434"
+    assert settings.ollama_host == "127.0.0.1:11434"
     assert settings.training == TrainingOptions()
 
 
@@ -104,8 +103,6 @@ def test_path_lists_are_split_as_the_platform_does(
         ("learning_rate", "2", "at most 1"),
         ("dataset_roots", "relative", "absolute"),
         ("name_prefix", "UPPER", "tuned-"),
-        ("ollama_host", "ftp://x", "http"),
-        ("ollama_host", "x:y", "11434"),
         ("backend", "../x", "unsloth"),
     ],
 )
@@ -173,20 +170,3 @@ def test_misspelt_variables_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_TRAINER_STEPZ", "1")
     monkeypatch.setenv("OLLAMA_TRAINER_STEPS", "1")
     assert unknown_variables() == ["OLLAMA_TRAINER_STEPZ"]
-
-
-@pytest.mark.parametrize(
-    ("given", "url"),
-    [
-        ("", "http://127.0.0.1:11434"),
-        ("0.0.0.0", "http://127.0.0.1:11434"),
-        (":1234", "http://127.0.0.1:1234"),
-        ("example.com", "http://example.com:11434"),
-        ("http://example.com", "http://example.com:80"),
-        ("https://example.com/ollama/", "https://example.com:443/ollama"),
-        ("::1", "http://[::1]:11434"),
-        ("[::1]:5", "http://[::1]:5"),
-    ],
-)
-def test_ollamas_address_is_read_as_ollama_reads_it(given: str, url: str) -> None:
-    assert ollama_url(given) == url

@@ -76,7 +76,9 @@ def test_an_unreadable_file(tmp_path: Path, target: Path) -> None:
         take_snapshot(str(secret), target)
 
 
-@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that opens, then fails")
+@pytest.mark.skipif(
+    not Path("/proc/self/mem").exists(), reason="needs a file that opens, then fails"
+)
 def test_an_error_while_reading(target: Path) -> None:
     with pytest.raises(DatasetError, match="cannot be read"):
         take_snapshot("/proc/self/mem", target)
