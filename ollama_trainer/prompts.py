@@ -55,8 +55,6 @@ class ChatTemplate:
         Raises:
             BaseModelError: the template refuses the conversation.
         """
-        import jinja2
-
         try:
             return self._template.render(
                 messages=list(messages),
@@ -65,7 +63,8 @@ class ChatTemplate:
                 documents=None,
                 **self._special,
             )
-        except jinja2.TemplateError as error:
+        except Exception as error:
+            # A template is a program of somebody else's: it may raise anything.
             raise BaseModelError(
                 f"The base's chat template refuses the conversation: {error}",
                 "Choose another base, or leave out what it refuses.",

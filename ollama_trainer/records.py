@@ -33,8 +33,8 @@ class RunState(StrEnum):
 class Stage(StrEnum):
     """The stages of a run, in their order."""
 
-    DATASET = "dataset"
     BASE = "base"
+    DATASET = "dataset"
     TRAIN = "train"
     EXPORT = "export"
     VERIFY = "verify"

@@ -10,9 +10,9 @@ import logging
 import sys
 from pathlib import Path
 
-from ollama_trainer.errors import TrainerError
+from ollama_trainer.errors import OutOfMemory, TrainerError
 from ollama_trainer.executors.parentwatch import exit_with_parent
-from ollama_trainer.pipeline.run import execute
+from ollama_trainer.pipeline.run import Run, execute
 from ollama_trainer.records import ErrorInfo, RunResult
 from ollama_trainer.workspace import RunDirectory
 
@@ -31,19 +31,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _result(directory: RunDirectory) -> RunResult:
+    run = Run(directory, directory.read_spec())
     try:
-        return execute(directory)
+        return execute(run)
     except TrainerError as error:
         log.exception("the run failed")
-        return RunResult(status="failed", error=ErrorInfo.of(error))
+        return _failed(run, ErrorInfo.of(error))
     except MemoryError:
         log.exception("out of memory")
-        cause = ErrorInfo(
-            code="out_of_memory",
-            cause="The machine ran out of memory",
-            remedy="Set a smaller batch_size, or choose a smaller base.",
-        )
-        return RunResult(status="failed", error=cause)
+        remedy = "Set a smaller batch_size, or choose a smaller base."
+        return _failed(run, ErrorInfo.of(OutOfMemory("The machine ran out of memory", remedy)))
     except Exception as error:
         log.exception("an unexpected error")
         cause = ErrorInfo(
@@ -51,7 +48,11 @@ def _result(directory: RunDirectory) -> RunResult:
             cause=f"An unexpected error ended the run: {type(error).__name__}: {error}",
             remedy=f"Its traceback is in {directory.log}; please report it.",
         )
-        return RunResult(status="failed", error=cause)
+        return _failed(run, cause)
+
+
+def _failed(run: Run, error: ErrorInfo) -> RunResult:
+    return RunResult(status="failed", error=error, seconds=run.seconds, metrics=run.metrics)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     <data dir>/
       trainer.db        runs (the server alone writes it)
+      server.lock       which process owns the directory, and where it listens
       runs/<run id>/    one directory a run: see RunDirectory
       cache/            what several runs share, by digest
 
@@ -11,6 +12,7 @@ A file appears under its final name only when it is complete: written beside it,
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +42,26 @@ def atomic_path(final: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_directory(final: Path) -> Iterator[Path]:
+    """Like `atomic_path`, for a directory with files in it. An older one is replaced."""
+    partial = final.with_name(final.name + PARTIAL_SUFFIX)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for path in partial.iterdir():
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
+        fsync_directory(partial)
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+        fsync_directory(final.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def fsync_directory(path: Path) -> None:
     """Makes a rename in `path` durable. Windows cannot open directories and needs no such call."""
     if os.name == "nt":
@@ -59,7 +81,10 @@ def write_text(final: Path, text: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """The files of one run. The server writes spec and dataset, the worker all the rest."""
+    """The files of one run.
+
+    The server writes spec.json and dataset.jsonl and opens worker.log; the rest is the worker's.
+    """
 
     path: Path
 

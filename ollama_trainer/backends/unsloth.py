@@ -16,8 +16,10 @@ from ollama_trainer.backends import TrainJob
 from ollama_trainer.bases.dequantized import dequantized_directory
 from ollama_trainer.errors import BackendUnavailable, OutOfMemory, TrainingFailed
 from ollama_trainer.records import Adapter, Progress, Stage
+from ollama_trainer.workspace import atomic_directory
 
 if TYPE_CHECKING:
+    import torch
     from transformers import TrainerCallback
 
 
@@ -41,14 +43,17 @@ def train(job: TrainJob, report: Callable[[Progress], None]) -> Adapter:
         model, tokenizer = _load(job)
         trainer = _trainer(model, tokenizer, job, report)
         loss = trainer.train().training_loss
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
         raise OutOfMemory(
             f"The device ran out of memory at {job.recipe.batch_size} examples a step",
             "Set a smaller batch_size.",
         ) from error
     if not torch.isfinite(torch.tensor(loss)):
         raise TrainingFailed("The loss stopped being a number", "Set a lower learning_rate.")
-    model.save_pretrained(str(job.out), safe_serialization=True)
+    with atomic_directory(job.out) as partial:
+        model.save_pretrained(str(partial), safe_serialization=True)
     return Adapter(path=job.out, final_loss=_last_loss(trainer))
 
 
@@ -73,16 +78,30 @@ def import_unsloth(cache: Path) -> None:
         ) from error
 
 
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """On a GPU torch says so by a class of its own, on a CPU by the words alone."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _dtype() -> torch.dtype:
+    """bfloat16, except on GPUs that only know float16."""
+    import torch
+
+    cuda_without = torch.cuda.is_available() and not torch.cuda.is_bf16_supported()
+    return torch.float16 if cuda_without else torch.bfloat16
+
+
 def _has_accelerator(torch: Any) -> bool:
     return bool(torch.cuda.is_available() or torch.xpu.is_available())
 
 
 def _load(job: TrainJob) -> tuple[Any, Any]:
-    import torch
     from unsloth import FastLanguageModel
 
     recipe = job.recipe
-    dtype = torch.bfloat16
+    dtype = _dtype()
     directory = dequantized_directory(job.base, job.cache, dtype)
     model, tokenizer = FastLanguageModel.from_pretrained(
         str(directory),
@@ -124,6 +143,7 @@ def _needs_checkpointing(job: TrainJob) -> bool:
 
 
 def _trainer(model: Any, tokenizer: Any, job: TrainJob, report: Callable[[Progress], None]) -> Any:
+    import torch
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -151,7 +171,8 @@ def _trainer(model: Any, tokenizer: Any, job: TrainJob, report: Callable[[Progre
         adam_epsilon=1e-8,
         weight_decay=0.0,
         max_grad_norm=1.0,
-        bf16=True,
+        bf16=_dtype() == torch.bfloat16,
+        fp16=_dtype() == torch.float16,
         seed=recipe.seed,
         data_seed=recipe.seed,
         dataloader_num_workers=0,

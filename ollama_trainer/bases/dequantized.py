@@ -10,7 +10,6 @@ never tokenised with it (see prompts.py).
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from ollama_trainer.gguf.file import GgufFile, read_gguf
 from ollama_trainer.gguf.grids import dequantize
 from ollama_trainer.gguf.tensors import original_row_order, tensor_names
 from ollama_trainer.records import BaseGguf
-from ollama_trainer.workspace import PARTIAL_SUFFIX
+from ollama_trainer.workspace import atomic_directory
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
@@ -43,14 +42,11 @@ def dequantized_directory(base: BaseGguf, cache: Path, torch_dtype: dtype) -> Pa
     final = cache / f"dequantized-{_LAYOUT}-{base.digest[:32]}-{precision}"
     if final.is_dir():
         return final
-    partial = final.with_name(final.name + PARTIAL_SUFFIX)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     gguf = read_gguf(base.gguf)
-    _write_config(gguf, partial, precision)
-    _write_tokenizer(gguf, partial)
-    _write_weights(gguf, partial, torch_dtype)
-    partial.rename(final)
+    with atomic_directory(final) as partial:
+        _write_config(gguf, partial, precision)
+        _write_tokenizer(gguf, partial)
+        _write_weights(gguf, partial, torch_dtype)
     return final
 
 

@@ -62,7 +62,7 @@ def decode_once(value: Any) -> str:
     A lone surrogate, which JSON can spell and UTF-8 cannot, becomes U+FFFD.
     """
     if isinstance(value, str):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(value)
     if not isinstance(value, str):
         value = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))

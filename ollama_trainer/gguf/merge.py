@@ -20,6 +20,7 @@ from ollama_trainer.gguf.file import (
     Entry,
     GgufFile,
     TensorInfo,
+    TensorType,
     header_bytes,
     laid_out,
 )
@@ -71,8 +72,8 @@ def merge(
     Raises:
         ExportError: the adapter does not fit the base, or a type cannot be merged into.
     """
-    touched = _match(base, adapter)
     target = QUANTIZATIONS[quantization]
+    touched = _match(base, adapter, target)
     kinds = {name: target or base.by_name[name].type for name in touched}
     entries = {**base.metadata, **(metadata or {})}
     infos = laid_out(
@@ -112,7 +113,9 @@ class _Change:
         return self.pair.up[start:stop] @ self.pair.down
 
 
-def _match(base: GgufFile, adapter: Mapping[str, LoraPair]) -> dict[str, _Change]:
+def _match(
+    base: GgufFile, adapter: Mapping[str, LoraPair], target: TensorType | None
+) -> dict[str, _Change]:
     names = tensor_names(base)
     touched = {}
     for module, pair in adapter.items():
@@ -128,6 +131,11 @@ def _match(base: GgufFile, adapter: Mapping[str, LoraPair]) -> dict[str, _Change
             raise ExportError(
                 f"The adapter's {module} has shape {shape}, the base's {name} {info.shape}",
                 "Merge an adapter into the base that it was trained on.",
+            )
+        if target is not None and info.row_length % target.block:
+            raise ExportError(
+                f"{name} has rows of {info.row_length} weights, which {target.name} cannot hold",
+                "Use the quantization f16, or same.",
             )
         if info.type.name not in MERGEABLE:
             raise ExportError(

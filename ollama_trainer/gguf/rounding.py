@@ -48,7 +48,8 @@ def add_on_grid(raw: Tensor, delta: Tensor, kind: TensorType, generator: Generat
     # A scale of zero has one value only, whatever the code.
     steps = torch.nan_to_num(steps, nan=0.0, posinf=0.0, neginf=0.0)
     noise = torch.rand(steps.shape, generator=generator)
-    codes = (decoded.codes + steps + noise).floor_().clamp_(grid.low, grid.high)
+    # The code is added last: beside it, a noise just below 1 would round up to 1.
+    codes = ((steps + noise).floor_() + decoded.codes).clamp_(grid.low, grid.high)
     return grid.with_codes(blocks, codes).reshape(raw.shape)
 
 

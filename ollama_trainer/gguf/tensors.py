@@ -7,6 +7,7 @@ is refused by name, since a merge into rows of another order would silently ruin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,6 +28,8 @@ class Architecture:
 
     #: Linear layers that a LoRA is put on, by the last part of the module's name.
     target_modules: tuple[str, ...]
+    #: Every tensor that a file of it may hold: the name without block number and suffix.
+    tensors: frozenset[str]
     #: Modules whose rows llama.cpp reorders for its rotary embedding -> key with their head count.
     rotary_rows: dict[str, str]
 
@@ -38,6 +41,10 @@ _ATTENTION_AND_MLP = (
 ARCHITECTURES = {
     "llama": Architecture(
         target_modules=_ATTENTION_AND_MLP,
+        tensors=frozenset(
+            {"token_embd", "output", "output_norm", "attn_norm", "ffn_norm"}
+            | {"attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"}
+        ),
         rotary_rows={
             "q_proj": "attention.head_count",
             "k_proj": "attention.head_count_kv",
@@ -50,15 +57,23 @@ def architecture_of(gguf: GgufFile) -> Architecture:
     """What is known of the file's architecture.
 
     Raises:
-        BaseModelError: nothing is, so it can be neither trained nor merged.
+        BaseModelError: nothing is, or the file holds more than what is known.
     """
-    try:
-        return ARCHITECTURES[gguf.architecture]
-    except KeyError:
+    architecture = ARCHITECTURES.get(gguf.architecture)
+    if architecture is None:
         raise BaseModelError(
             f"The architecture {gguf.architecture or '(none)'} ({gguf.path.name}) is not supported",
             f"Choose a base of the architecture {', '.join(sorted(ARCHITECTURES))}.",
-        ) from None
+        )
+    for tensor in gguf.tensors:
+        stem = re.fullmatch(r"(?:blk\.\d+\.)?(\w+)\.weight", tensor.name)
+        if stem is None or stem[1] not in architecture.tensors:
+            raise BaseModelError(
+                f"{gguf.path.name} holds the tensor {tensor.name}, which is not supported in a"
+                f" model of the architecture {gguf.architecture}",
+                "Choose another base.",
+            )
+    return architecture
 
 
 def tensor_names(gguf: GgufFile) -> dict[str, str]:

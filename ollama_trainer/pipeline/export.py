@@ -31,11 +31,7 @@ def export(
     Raises:
         ExportError: the adapter cannot be merged, or `quantization` is unknown.
     """
-    if quantization not in QUANTIZATIONS:
-        raise ExportError(
-            f"The quantization {quantization!r} is unknown",
-            f"Use one of: {', '.join(QUANTIZATIONS)}.",
-        )
+    check_quantization(quantization)
     template = protect_chat_template(ChatTemplate(base).source)
     return merge(
         base,
@@ -46,6 +42,18 @@ def export(
         metadata={_TEMPLATE_KEY: string_entry(_TEMPLATE_KEY, template)},
         progress=progress,
     )
+
+
+def check_quantization(name: str) -> None:
+    """Asked before training, too, since a name that is wrong should cost none.
+
+    Raises:
+        ExportError: it is unknown.
+    """
+    if name not in QUANTIZATIONS:
+        raise ExportError(
+            f"The quantization {name!r} is unknown", f"Use one of: {', '.join(QUANTIZATIONS)}."
+        )
 
 
 def modelfile_of(base: GgufFile, stop: str, license_text: str) -> Modelfile:

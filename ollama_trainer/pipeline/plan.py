@@ -13,7 +13,8 @@ from ollama_trainer.records import TrainingOptions
 
 #: Small batches: on few rows the number of updates counts more than their smoothness.
 _BATCH_SIZE = 8
-#: How often each example is seen. Measured on SmolLM2 with 150 rows: the loss has settled.
+#: How often each example is seen. Measured on SmolLM2 with 150 rows about 30 facts, batches of 8:
+#: 75 steps answer 35 of 39 unseen paraphrases, 94 steps 39.
 _EPOCHS = 5
 _STEPS = (20, 400)
 #: Peak learning rates for hidden sizes below and from 1,024.

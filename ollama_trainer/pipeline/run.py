@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from ollama_trainer.backends import TrainJob
 from ollama_trainer.bases import resolve_base
 from ollama_trainer.gguf.file import GgufFile, read_gguf
 from ollama_trainer.pipeline.dataset import PreparedData, prepare
-from ollama_trainer.pipeline.export import export, modelfile_of
+from ollama_trainer.pipeline.export import check_quantization, export, modelfile_of
 from ollama_trainer.pipeline.plan import check_trainable, recipe_for
 from ollama_trainer.pipeline.verify import verify
 from ollama_trainer.publishers import Publisher, PublisherOptions
@@ -61,16 +60,16 @@ class Run:
             self.seconds[stage] = round(time.monotonic() - started, 3)
 
 
-def execute(directory: RunDirectory) -> RunResult:
+def execute(run: Run) -> RunResult:
     """Runs every stage.
 
     Args:
-        directory: holds spec.json and the snapshot of the data set.
+        run: its directory holds the snapshot of the data set.
 
     Raises:
         TrainerError: a stage failed. No half-made file is left under a final name.
     """
-    run = Run(directory, directory.read_spec())
+    directory = run.directory
     base, gguf = _base(run)
     data = _dataset(run, gguf)
     publisher = _publisher(run, data)
@@ -94,6 +93,8 @@ def _base(run: Run) -> tuple[BaseGguf, GgufFile]:
         base = resolve_base(run.spec.base)
         gguf = read_gguf(base.gguf)
         check_trainable(gguf)
+        check_quantization(run.spec.quantization)
+        backends.get(run.spec.backend)
         run.metrics["base_digest"] = base.digest
     return base, gguf
 
@@ -124,7 +125,6 @@ def _train(run: Run, base: BaseGguf, gguf: GgufFile, data: PreparedData) -> None
     with run.stage(Stage.TRAIN):
         recipe = recipe_for(gguf, run.spec.training, len(data.examples))
         run.metrics["recipe"] = dataclasses.asdict(recipe)
-        shutil.rmtree(run.directory.adapter, ignore_errors=True)
         job = TrainJob(
             base=base,
             examples=data.examples,

@@ -29,7 +29,7 @@ class PublisherOptions:
     ollama_host: str = ""
     #: What the published model is asked, to see that it answers.
     question: str = "Hello!"
-    #: Threads for Ollama's trial answer; None leaves the choice to Ollama.
+    #: Threads for the trial answer of an Ollama on this machine; None leaves the choice to it.
     num_thread: int | None = None
 
 

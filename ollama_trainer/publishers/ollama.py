@@ -124,7 +124,7 @@ class OllamaPublisher:
                 "Train on a base model that writes text.",
             )
         options: dict[str, int | float] = {"temperature": 0.0, "seed": 1}
-        if self._options.num_thread is not None:
+        if self._options.num_thread is not None and self._endpoint.loopback:
             options["num_thread"] = self._options.num_thread
         report(0.0, "loading the model")
         try:
