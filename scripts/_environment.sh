@@ -39,7 +39,8 @@ prepare() {
     say "installing from requirements/ (6 GB; llama.cpp is compiled: 10 minutes the first time)"
     "$python" -m pip install --quiet --disable-pip-version-check --require-hashes \
         -r "$root/requirements/uv.txt" || die "uv could not be installed."
-    "$python" -m uv pip install --python "$python" --require-hashes \
+    # The lock file is whole, so nothing is resolved: what it leaves out stays out.
+    "$python" -m uv pip install --python "$python" --require-hashes --no-deps \
         -r "$root/requirements/all.txt" || die "The packages could not be installed."
     "$python" -m uv pip install --quiet --python "$python" --no-deps --no-build-isolation \
         -e "$root" || die "ollama-trainer itself could not be installed."
