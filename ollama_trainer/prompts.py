@@ -20,6 +20,9 @@ from ollama_trainer.records import Example, TokenizedExample
 
 if TYPE_CHECKING:
     from jinja2 import Template
+    from jinja2.ext import Extension
+    from jinja2.nodes import Node
+    from jinja2.parser import Parser
     from llama_cpp import Llama
 
 Message = Mapping[str, Any]
@@ -87,13 +90,10 @@ def _compile(source: str, file_name: str) -> Template:
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    def to_json(value: object, indent: int | None = None) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
-
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[_generation_tags(), loopcontrols]
     )
-    environment.filters["tojson"] = to_json
+    environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     try:
@@ -102,6 +102,37 @@ def _compile(source: str, file_name: str) -> Template:
         raise BaseModelError(
             f"The chat template of {file_name} cannot be compiled: {error}", "Choose another base."
         ) from error
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own `tojson` escapes characters of HTML; this is transformers'."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _generation_tags() -> type[Extension]:
+    """`{% generation %}` … `{% endgeneration %}`, which mark answers and change no text."""
+    from jinja2.ext import Extension
+
+    class GenerationTags(Extension):
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Parser) -> list[Node]:
+            parser.stream.skip(1)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    return GenerationTags
 
 
 class Tokenizer:

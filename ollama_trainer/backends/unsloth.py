@@ -6,6 +6,7 @@ Unsloth's defaults differ from TRL's and both change between versions.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -50,7 +51,7 @@ def train(job: TrainJob, report: Callable[[Progress], None]) -> Adapter:
             f"The device ran out of memory at {job.recipe.batch_size} examples a step",
             "Set a smaller batch_size.",
         ) from error
-    if not torch.isfinite(torch.tensor(loss)):
+    if not math.isfinite(loss):
         raise TrainingFailed("The loss stopped being a number", "Set a lower learning_rate.")
     with atomic_directory(job.out) as partial:
         model.save_pretrained(str(partial), safe_serialization=True)
@@ -165,7 +166,8 @@ def _trainer(model: Any, tokenizer: Any, job: TrainJob, report: Callable[[Progre
         learning_rate=recipe.learning_rate,
         warmup_steps=recipe.warmup_steps,
         lr_scheduler_type="cosine",
-        optim="adamw_torch",
+        # On a CPU Unsloth puts it in the place of "adamw_torch" in any case.
+        optim="adamw_torch_fused",
         adam_beta1=0.9,
         adam_beta2=0.99,
         adam_epsilon=1e-8,
@@ -178,6 +180,8 @@ def _trainer(model: Any, tokenizer: Any, job: TrainJob, report: Callable[[Progre
         dataloader_num_workers=0,
         dataloader_pin_memory=False,
         logging_steps=1,
+        # By default a loss that is no number is logged as 0, which looks like perfect learning.
+        logging_nan_inf_filter=False,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -203,8 +207,12 @@ def _progress_callback(job: TrainJob, report: Callable[[Progress], None]) -> Tra
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             self.started = time.monotonic()
 
-        def on_log(self, _args: Any, state: Any, _control: Any, logs: Any, **__: Any) -> None:
+        def on_log(self, _args: Any, state: Any, control: Any, logs: Any, **__: Any) -> None:
             if "loss" not in logs:
+                return
+            if not math.isfinite(logs["loss"]):
+                # No later step can mend it, and it is no figure to report.
+                control.should_training_stop = True
                 return
             seconds = (time.monotonic() - self.started) / state.global_step
             report(

@@ -9,6 +9,7 @@ directly, not as a string, are accepted too. Rows that people called good are an
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 from collections import defaultdict
@@ -39,7 +40,11 @@ def read(path: Path) -> Dataset:
         if reason is not None:
             dropped[reason].append(number)
             continue
-        prompt, completion = decode_once(row["input"]), decode_once(row["output"])
+        try:
+            prompt, completion = decode_once(row["input"]), decode_once(row["output"])
+        except (ValueError, RecursionError):
+            dropped["input or output is no JSON value"].append(number)
+            continue
         if not prompt.strip() or not completion.strip():
             dropped["empty input or output"].append(number)
             continue
@@ -60,13 +65,26 @@ def decode_once(value: Any) -> str:
     """The text that `input` or `output` stands for.
 
     A lone surrogate, which JSON can spell and UTF-8 cannot, becomes U+FFFD.
+
+    Raises:
+        ValueError, RecursionError: a value that was given directly holds NaN or an infinity, which
+            JSON does not have, or is nested too deeply.
     """
     if isinstance(value, str):
+        text = value
         with contextlib.suppress(ValueError, RecursionError):
-            value = json.loads(value)
-    if not isinstance(value, str):
-        value = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return str(value).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            text = _canonical(json.loads(value))
+    else:
+        text = _canonical(value)
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _canonical(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return json.dumps(
+        value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")
+    )
 
 
 def _reason_to_drop(row: dict[str, Any]) -> str | None:
@@ -82,7 +100,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         with path.open("rb") as handle:
             for number, line in enumerate(handle, start=1):
-                text = line.rstrip(b"\r\n")
+                text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                 if text.strip():
                     yield number, _row(text, number)
     except OSError as error:
@@ -93,7 +111,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _row(line: bytes, number: int) -> dict[str, Any]:
     try:
-        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        row = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise DatasetError(
             f"Line {number} of the data set is not JSON: {error}",

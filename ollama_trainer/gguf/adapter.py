@@ -56,7 +56,7 @@ def read_adapter(directory: Path) -> dict[str, LoraPair]:
         if kind == "B.weight" and f"{_PREFIX}{module}.lora_A.weight" in tensors:
             continue
         up = tensors.get(f"{_PREFIX}{module}.lora_B.weight")
-        if kind != "A.weight" or up is None or up.shape[1] != tensors[key].shape[0]:
+        if kind != "A.weight" or up is None or not _fit_together(tensors[key], up):
             raise ExportError(
                 f"{directory / WEIGHTS_NAME} holds {key!r}, which is not half of a LoRA pair",
                 "Only plain LoRA on linear layers can be merged.",
@@ -67,12 +67,24 @@ def read_adapter(directory: Path) -> dict[str, LoraPair]:
     return pairs
 
 
+def _fit_together(down: Tensor, up: Tensor) -> bool:
+    return down.ndim == up.ndim == 2 and up.shape[1] == down.shape[0]
+
+
+def _is_plain_lora(config: object) -> bool:
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        return False
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    # Exactly int: True is one too.
+    return type(rank) is int and rank > 0 and type(alpha) in (int, float)
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ExportError(f"{path} cannot be read: {error}") from error
-    if config.get("peft_type") != "LORA" or not isinstance(config.get("r"), int):
+    if not _is_plain_lora(config):
         raise ExportError(f"{path} does not describe a LoRA", "Only LoRA adapters can be merged.")
     for key, only in _ONLY.items():
         if config.get(key, only) not in (only, None, {}, [], False):

@@ -266,10 +266,21 @@ def _check_ranges(file: GgufFile, size: int, reader: _Reader) -> None:
         raise reader.damaged("two tensors have one name")
     for tensor in file.tensors:
         end = file.data_start + tensor.offset + tensor.n_bytes
-        if tensor.offset % file.alignment or end > size:
+        if tensor.offset % file.alignment:
+            raise reader.damaged(
+                f"the tensor {tensor.name!r} begins at byte {tensor.offset} of the data, which is"
+                f" no multiple of {file.alignment}"
+            )
+        if end > size:
             raise reader.damaged(
                 f"the tensor {tensor.name!r} ends at byte {end}, the file at byte {size}"
             )
+    # llama.cpp refuses these too; here a small file could ask for an endless result.
+    free = 0
+    for tensor in sorted(file.tensors, key=lambda tensor: tensor.offset):
+        if tensor.n_bytes and tensor.offset < free:
+            raise reader.damaged(f"the tensor {tensor.name!r} overlaps the one before it")
+        free = max(free, tensor.offset + tensor.n_bytes)
 
 
 def string_entry(key: str, value: str) -> Entry:

@@ -7,7 +7,6 @@ entries that the caller replaces. Memory stays bounded by a chunk, whatever the 
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,7 +80,7 @@ def merge(
         base.alignment,
     )
     header = header_bytes(entries, infos, base.alignment)
-    total = len(header) + sum(info.n_bytes for info in infos)
+    total = len(header) + sum(info.n_bytes + -info.n_bytes % base.alignment for info in infos)
     try:
         with (
             atomic_path(out) as partial,
@@ -165,7 +164,7 @@ def _write_tensor(
     step = max(1, _CHUNK_WEIGHTS // before.row_length)
     for start in range(0, before.n_rows, step):
         stop = min(before.n_rows, start + step)
-        data = bytearray(source.read((stop - start) * before.row_bytes))
+        data = bytearray(_read(source, (stop - start) * before.row_bytes))
         raw = torch.frombuffer(data, dtype=torch.uint8).reshape(stop - start, -1)
         delta = change.rows(start, stop)
         if not torch.isfinite(delta).all():
@@ -188,8 +187,16 @@ def _requantized(values: Tensor, info: TensorInfo) -> Tensor:
 
 def _copy(source: BinaryIO, sink: BinaryIO, n_bytes: int) -> None:
     while n_bytes:
-        data = source.read(min(n_bytes, _COPY_BYTES))
-        if not data:
-            raise OSError(errno.EIO, "the base ended while it was read")
+        data = _read(source, min(n_bytes, _COPY_BYTES))
         sink.write(data)
         n_bytes -= len(data)
+
+
+def _read(source: BinaryIO, n_bytes: int) -> bytes:
+    data = source.read(n_bytes)
+    if len(data) != n_bytes:
+        raise ExportError(
+            f"{source.name} ended while it was read",
+            "Leave the base alone while a run uses it, and start the run again.",
+        )
+    return data

@@ -38,7 +38,8 @@ def recipe_for(base: GgufFile, options: TrainingOptions, n_examples: int) -> Rec
         target_modules=check_trainable(base),
         learning_rate=options.learning_rate or rate,
         steps=steps,
-        warmup_steps=max(1, steps // 12),
+        # A warm-up begins at zero: a single step would teach nothing.
+        warmup_steps=min(max(1, steps // 12), steps - 1),
         batch_size=batch_size,
         max_length=options.max_length,
         seed=options.seed,

@@ -1,0 +1,192 @@
+"""The real Unsloth in worker processes of their own, on tiny models.
+
+Whole runs, from the run directory to result.json, since that is how it is used; Unsloth patches a
+process for good, so it must never be imported in this one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ollama_trainer.gguf.file import read_gguf
+from ollama_trainer.llama import logits_at, open_llama
+from ollama_trainer.prompts import open_prompt_format
+from ollama_trainer.records import Example, RunResult, RunSpec, TrainingOptions
+from ollama_trainer.workspace import RunDirectory
+from tests.tiny_models import tiny_model, write_gguf
+
+FACTS = {
+    "kiln?": "red", "clock?": "nine", "boss?": "Oda", "shop?": "Lund",
+    "glaze?": "ash", "wheel?": "oak", "cat?": "Pim", "day?": "May",
+}  # fmt: skip
+LEARNS = TrainingOptions(rank=16, alpha=32, learning_rate=1e-2, steps=60, batch_size=8, seed=3)
+RunWorker = Callable[..., "Ended"]
+
+
+class Ended:
+    """A worker that has ended."""
+
+    def __init__(self, directory: RunDirectory, exit_code: int, log: str) -> None:
+        self.directory, self.exit_code, self.log = directory, exit_code, log
+
+    @property
+    def result(self) -> RunResult:
+        result = self.directory.read_result()
+        assert result is not None, self.log
+        return result
+
+    @property
+    def losses(self) -> list[float]:
+        events = [json.loads(line) for line in self.directory.events.read_text().splitlines()]
+        told = [event.get("progress", {}).get("loss") for event in events]
+        return [loss for loss in told if loss is not None]
+
+
+@pytest.fixture(scope="module")
+def run_worker(tmp_path_factory: pytest.TempPathFactory) -> RunWorker:
+    shared = tmp_path_factory.mktemp("workers")
+
+    def run(base: Path, training: TrainingOptions, *, wrapper: str = "", **spec: Any) -> Ended:
+        directory = RunDirectory(tmp_path_factory.mktemp("run"))
+        values: dict[str, Any] = {
+            "run_id": "r1", "job_id": "j1", "dataset_ref": "facts.jsonl", "base": f"gguf:{base}",
+            "backend": "unsloth", "publisher": "folder", "quantization": "same",
+            "ollama_host": "http://127.0.0.1:9", "model_name": "tuned-j1:r1",
+            "cache_dir": shared / "cache", "training": training,
+        }  # fmt: skip
+        directory.write_spec(RunSpec(**values | spec))
+        rows = [{"input": ask, "output": say, "label": "good"} for ask, say in FACTS.items()]
+        directory.dataset.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        command = ["-c", wrapper] if wrapper else ["-m", "ollama_trainer.worker"]
+        done = subprocess.run(
+            [sys.executable, *command, str(directory.path)],
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            cwd=shared,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return Ended(directory, done.returncode, done.stdout + done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    directory = tmp_path_factory.mktemp("bases")
+    return lambda kind: write_gguf(tiny_model(), directory / f"{kind}.gguf", kind)
+
+
+@pytest.fixture(scope="module")
+def learnt(run_worker: RunWorker, base: Callable[[str], Path]) -> Ended:
+    """The run on Q8_0 that several tests look at."""
+    return run_worker(base("Q8_0"), LEARNS)
+
+
+def answer_ids(gguf: Path, question: str) -> tuple[list[int], list[int]]:
+    """The greedy answer in llama.cpp up to the end of turn or 12 tokens, and the one to learn."""
+    with open_prompt_format(read_gguf(gguf)) as form:
+        wanted = form.tokenize(Example(prompt=question, completion=FACTS[question], line=1))
+        end = form.end_of_turn
+    begin = wanted.mask.index(1)
+    ids = list(wanted.ids[:begin])
+    with open_llama(gguf, n_ctx=64, n_batch=64) as llama:
+        while len(ids) < begin + 12 and ids[-1] != end:
+            ids.append(int(logits_at(llama, ids, [len(ids) - 1])[0].argmax()))
+    return ids[begin:], list(wanted.ids[begin:])
+
+
+def check_learnt(run: Ended) -> None:
+    assert run.exit_code == 0, run.log
+    result = run.result
+    assert result.status == "completed"
+    assert result.gguf == run.directory.gguf
+    assert result.output_model_ref == str(run.directory.gguf)
+    assert run.losses[-1] < 0.3 * run.losses[0]
+    assert result.metrics["loss_tuned"] < 0.3 * result.metrics["loss_base"]
+    answers = [answer_ids(run.directory.gguf, question) for question in FACTS]
+    assert sum(given == wanted for given, wanted in answers) >= 7, answers
+
+
+def test_a_run_learns_its_facts_and_stops_by_itself(learnt: Ended) -> None:
+    """The whole way, and the end of turn is generated: it was in the loss."""
+    check_learnt(learnt)
+
+
+def test_the_adapter_is_the_recipes(learnt: Ended) -> None:
+    """A setting that a library silently replaces would make the metrics lie."""
+    config = json.loads((learnt.directory.adapter / "adapter_config.json").read_text())
+    recipe = learnt.result.metrics["recipe"]
+    assert (config["r"], config["lora_alpha"]) == (recipe["rank"], recipe["alpha"]) == (16, 32)
+    assert set(config["target_modules"]) == set(recipe["target_modules"])
+    assert len(recipe["target_modules"]) == 7
+    assert config["lora_dropout"] == 0
+    assert (config["bias"], config["use_rslora"], config["use_dora"]) == ("none", False, False)
+    assert (recipe["steps"], recipe["learning_rate"], recipe["batch_size"]) == (60, 1e-2, 8)
+    assert len(learnt.losses) == 60
+
+
+def test_a_k_quant_base_learns_too(run_worker: RunWorker, base: Callable[[str], Path]) -> None:
+    """The types that most people's Ollama models are in."""
+    check_learnt(run_worker(base("Q4_K"), LEARNS))
+
+
+def test_the_same_seed_gives_the_same_adapter(
+    learnt: Ended, run_worker: RunWorker, base: Callable[[str], Path]
+) -> None:
+    """A run that cannot be repeated cannot be explained."""
+    again = run_worker(base("Q8_0"), LEARNS)
+    assert again.losses == learnt.losses
+    assert weights_digest(again) == weights_digest(learnt)
+
+
+def weights_digest(run: Ended) -> str:
+    weights = run.directory.adapter / "adapter_model.safetensors"
+    return hashlib.sha256(weights.read_bytes()).hexdigest()
+
+
+def test_an_unexpected_error_is_a_failed_run_with_its_traceback_in_the_log(
+    run_worker: RunWorker, base: Callable[[str], Path]
+) -> None:
+    """Nobody must wait for a run that has died, or guess why it did."""
+    wrapper = (
+        "import sys\n"
+        "from ollama_trainer import worker\n"
+        "def execute(run): raise ZeroDivisionError('on purpose')\n"
+        "worker.execute = execute\n"
+        "sys.exit(worker.main())\n"
+    )
+    run = run_worker(base("F16"), LEARNS, wrapper=wrapper)
+    assert run.exit_code == 1
+    assert (run.result.status, run.result.output_model_ref) == ("failed", None)
+    assert run.result.error is not None
+    assert run.result.error.code == "internal"
+    assert "ZeroDivisionError: on purpose" in run.result.error.cause
+    assert "Traceback (most recent call last)" in run.log
+    assert "ZeroDivisionError: on purpose" in run.log
+
+
+def test_a_base_of_another_architecture_fails_by_name_before_training(
+    run_worker: RunWorker, tmp_path: Path
+) -> None:
+    """A merge into rows of an unknown order would ruin the model without a word."""
+    other = write_gguf(tiny_model(), tmp_path / "other.gguf", architecture="qwen2")
+    run = run_worker(other, LEARNS)
+    assert run.exit_code == 1
+    assert run.result.error is not None
+    assert run.result.error.code == "base_model"
+    assert "qwen2" in run.result.error.cause
+    assert "llama" in run.result.error.remedy
+    assert set(run.result.seconds) == {"base"}
+    assert not run.directory.adapter.exists()
+    assert not run.directory.gguf.exists()

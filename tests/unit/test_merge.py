@@ -1,0 +1,294 @@
+"""The streaming pass: what the adapter changes is changed, all else is the base, or nothing is."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch  # noqa: TID253
+from numpy.typing import NDArray
+
+from ollama_trainer.errors import ExportError, TrainerError
+from ollama_trainer.gguf import merge as merge_module
+from ollama_trainer.gguf.adapter import LoraPair
+from ollama_trainer.gguf.file import GgufFile, TensorInfo, read_gguf, string_entry
+from ollama_trainer.gguf.grids import dequantize
+from ollama_trainer.gguf.merge import merge
+from ollama_trainer.gguf.tensors import original_row_order, row_order
+from ollama_trainer.testing import tiny_gguf
+from tests.quantised import FLOATS, GRIDS, quantised
+from tests.tiny_models import rotary_pairs
+
+HEADS, KV_HEADS, HIDDEN = 4, 2, 256
+#: Module -> (tensor, rows).
+LAYERS = {
+    "model.layers.0.self_attn.q_proj": ("blk.0.attn_q.weight", 256),
+    "model.layers.0.self_attn.k_proj": ("blk.0.attn_k.weight", 128),
+    "model.layers.0.self_attn.v_proj": ("blk.0.attn_v.weight", 128),
+    "model.layers.0.self_attn.o_proj": ("blk.0.attn_output.weight", 256),
+    "model.layers.0.mlp.up_proj": ("blk.0.ffn_up.weight", 512),
+}
+Q_PROJ, K_PROJ, V_PROJ, O_PROJ, UP_PROJ = LAYERS
+
+
+def write_base(path: Path, kind: str = "Q4_0", width: int = HIDDEN) -> GgufFile:
+    """One block of a llama; every linear layer in `kind`, rows of `width` weights."""
+    from gguf import GGMLQuantizationType, GGUFWriter
+
+    writer = GGUFWriter(str(path), "llama")
+    writer.add_name("tiny")
+    writer.add_block_count(1)
+    writer.add_embedding_length(width)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_array("test.floats", [0.5, 1.5])
+    generator = np.random.default_rng(1)
+    writer.add_tensor("token_embd.weight", generator.random((50, width)).astype(np.float16))
+    # Five weights: what follows is padded.
+    writer.add_tensor("output_norm.weight", generator.random(5).astype(np.float32))
+    for name, rows in LAYERS.values():
+        values = (generator.standard_normal((rows, width)) * 0.05).astype(np.float32)
+        raw = quantised(values, kind).numpy()
+        writer.add_tensor(name, raw, raw_dtype=GGMLQuantizationType[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return read_gguf(path)
+
+
+def lora(*modules: str, width: int = HIDDEN, size: float = 0.01) -> dict[str, LoraPair]:
+    generator = torch.Generator().manual_seed(2)
+    return {
+        module: LoraPair(
+            torch.randn(4, width, generator=generator),
+            torch.randn(LAYERS[module][1], 4, generator=generator) * size,
+        )
+        for module in modules or LAYERS
+    }
+
+
+def raw(file: GgufFile, info: TensorInfo) -> bytes:
+    start = file.data_start + info.offset
+    return file.path.read_bytes()[start : start + info.n_bytes]
+
+
+def values(file: GgufFile, name: str) -> NDArray[np.float32]:
+    info = file.by_name[name]
+    rows = torch.frombuffer(bytearray(raw(file, info)), dtype=torch.uint8)
+    result: NDArray[np.float32] = dequantize(rows.reshape(info.n_rows, -1), info.type).numpy()
+    return result
+
+
+def wanted(base: GgufFile, adapter: dict[str, LoraPair], module: str) -> NDArray[np.float32]:
+    """Base and change added up, with the rows put in order by another piece of code."""
+    name, rows = LAYERS[module]
+    delta: NDArray[np.float32] = (adapter[module].up @ adapter[module].down).numpy()
+    heads = {"q_proj": HEADS, "k_proj": KV_HEADS}.get(module.rsplit(".", 1)[-1])
+    if heads is not None:
+        delta = delta[rotary_pairs(rows, heads)]
+    return values(base, name) + delta
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> GgufFile:
+    return write_base(tmp_path / "base.gguf")
+
+
+def test_what_the_adapter_leaves_alone_is_copied(base: GgufFile, tmp_path: Path) -> None:
+    """Everything but the touched tensors' codes is the base, byte for byte, in the same places."""
+    out = tmp_path / "out.gguf"
+    report = merge(base, lora(Q_PROJ), out)
+    before, after = base.path.read_bytes(), out.read_bytes()
+    info = base.by_name["blk.0.attn_q.weight"]
+    start = base.data_start + info.offset
+    assert len(after) == len(before)
+    assert after[:start] == before[:start]
+    assert after[start + info.n_bytes :] == before[start + info.n_bytes :]
+    assert after[start : start + info.n_bytes] != before[start : start + info.n_bytes]
+    assert (report.n_touched, report.n_copied, report.n_bytes) == (1, 6, len(after))
+
+
+@pytest.mark.parametrize("kind", [*GRIDS, *FLOATS])
+def test_every_type_keeps_size_and_learns(tmp_path: Path, kind: str) -> None:
+    """`same` promises the base's size; that the change arrives is what the program is for."""
+    base = write_base(tmp_path / "base.gguf", kind)
+    adapter = lora()
+    merge(base, adapter, tmp_path / "out.gguf")
+    result = read_gguf(tmp_path / "out.gguf")
+    assert result.path.stat().st_size == base.path.stat().st_size
+    assert result.tensors == base.tensors
+    for module, (name, _) in LAYERS.items():
+        before = values(base, name)
+        change, meant = values(result, name) - before, wanted(base, adapter, module) - before
+        # Rounding is noise beside the change: a regression on it finds the factor 1.
+        assert np.vdot(change, meant) / np.vdot(meant, meant) == pytest.approx(1, abs=0.1)
+
+
+def test_f32_gets_the_sum_with_rows_in_the_order_of_llama_cpp(tmp_path: Path) -> None:
+    """A change in the wrong row order ruins attention while every size and name stays right."""
+    base = write_base(tmp_path / "base.gguf", "F32")
+    adapter = lora()
+    merge(base, adapter, tmp_path / "out.gguf")
+    result = read_gguf(tmp_path / "out.gguf")
+    for module, (name, _) in LAYERS.items():
+        np.testing.assert_allclose(values(result, name), wanted(base, adapter, module), atol=1e-6)
+
+
+def test_the_row_order_has_its_inverse(base: GgufFile) -> None:
+    """Bases are read into the order of transformers and changes put back into this one."""
+    rows = torch.arange(256)[:, None]
+    for module in (Q_PROJ, K_PROJ, V_PROJ):
+        there, back = row_order(base, module), original_row_order(base, module)
+        assert torch.equal(back(there(rows)), rows)
+        assert torch.equal(there(rows), rows) == (module == V_PROJ)
+    assert row_order(base, Q_PROJ)(rows).flatten().tolist() == rotary_pairs(256, HEADS).tolist()
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "F32", "BF16", "Q8_0"])
+@pytest.mark.parametrize(("target", "bound"), [("f16", 1e-4), ("q8_0", 1e-3)])
+def test_targets_other_than_same(tmp_path: Path, kind: str, target: str, bound: float) -> None:
+    """People with the room for it can have the change almost exactly."""
+    base, adapter = write_base(tmp_path / "base.gguf", kind), lora(Q_PROJ, UP_PROJ)
+    merge(base, adapter, tmp_path / "out.gguf", quantization=target)
+    result = read_gguf(tmp_path / "out.gguf")
+    for module, (name, _) in LAYERS.items():
+        if module in adapter:
+            assert result.by_name[name].type.name.lower() == target
+            # The change itself is 0.016 on average; a Q8_0 base keeps its scales even here.
+            error = np.abs(values(result, name) - wanted(base, adapter, module))
+            assert error.mean() < bound
+        else:
+            assert raw(result, result.by_name[name]) == raw(base, base.by_name[name])
+    other = tiny_gguf.read(result.path)
+    assert [info.offset for info in other.tensors] == [info.offset for info in result.tensors]
+
+
+def test_metadata_is_carried_over_replaced_and_appended(base: GgufFile, tmp_path: Path) -> None:
+    """A new chat template must not cost a key, nor any key its bytes."""
+    entries = {key: string_entry(key, "new – one") for key in ("general.name", "test.added")}
+    merge(base, lora(Q_PROJ), tmp_path / "out.gguf", metadata=entries)
+    result = read_gguf(tmp_path / "out.gguf")
+    assert list(result.metadata) == [*base.metadata, "test.added"]
+    for key, entry in result.metadata.items():
+        assert entry == entries.get(key, base.metadata.get(key))
+    for info in result.tensors:
+        if info.name != "blk.0.attn_q.weight":
+            assert raw(result, info) == raw(base, base.by_name[info.name])
+
+
+def test_the_seed_decides_the_file(base: GgufFile, tmp_path: Path) -> None:
+    """A run that is repeated must give the model that was judged."""
+    hashes = []
+    for index, seed in enumerate((1, 1, 2)):
+        out = tmp_path / f"{index}.gguf"
+        merge(base, lora(), out, seed=seed)
+        hashes.append(hashlib.sha256(out.read_bytes()).hexdigest())
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_chunks_are_not_seen_in_f32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Big tensors go through in pieces; a piece that is off by a row would shift the rest."""
+    base = write_base(tmp_path / "base.gguf", "F32")
+    adapter = lora()
+    merge(base, adapter, tmp_path / "whole.gguf")
+    monkeypatch.setattr(merge_module, "_CHUNK_WEIGHTS", 7 * HIDDEN)
+    monkeypatch.setattr(merge_module, "_COPY_BYTES", 100)
+    merge(base, adapter, tmp_path / "pieces.gguf")
+    whole, pieces = (read_gguf(tmp_path / f"{name}.gguf") for name in ("whole", "pieces"))
+    for info in whole.tensors:
+        np.testing.assert_allclose(values(pieces, info.name), values(whole, info.name), atol=1e-6)
+
+
+def test_progress_rises_to_one(base: GgufFile, tmp_path: Path) -> None:
+    """The bar that people watch."""
+    seen: list[float] = []
+    merge(base, lora(), tmp_path / "out.gguf", progress=seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] == 1
+
+
+def refused(
+    base: GgufFile, adapter: dict[str, LoraPair], out: Path, match: str, **options: Any
+) -> None:
+    """Merges, expects a refusal in these words, and that `out` is as it was."""
+    before = out.read_bytes() if out.exists() else None
+    with pytest.raises(TrainerError, match=match):
+        merge(base, adapter, out, **options)
+    assert (out.read_bytes() if out.exists() else None) == before
+    assert not list(out.parent.glob("*.partial"))
+
+
+def test_an_adapter_of_another_base_is_refused_by_name(base: GgufFile, tmp_path: Path) -> None:
+    """Adding it where it happens to fit would give a model that nobody trained."""
+    out = tmp_path / "out.gguf"
+    pair = lora(Q_PROJ)[Q_PROJ]
+    refused(base, {"model.layers.1.self_attn.q_proj": pair}, out, r"layers\.1\.self_attn\.q_proj")
+    refused(base, {"transformer.h.0.attn": pair}, out, "transformer.h.0.attn")
+    refused(base, {V_PROJ: pair}, out, "attn_v")
+    refused(base, lora(Q_PROJ, width=128), out, "attn_q")
+
+
+def test_q8_0_of_rows_that_do_not_fit_is_refused(tmp_path: Path) -> None:
+    """Its blocks are 32 wide; a row of 48 would run into the next."""
+    base = write_base(tmp_path / "base.gguf", "F16", width=48)
+    adapter = lora(O_PROJ, width=48)
+    refused(base, adapter, tmp_path / "out.gguf", "48 weights", quantization="q8_0")
+    merge(base, adapter, tmp_path / "out.gguf", quantization="f16")
+
+
+@pytest.mark.parametrize("quantization", ["same", "f16"])
+def test_a_type_that_cannot_be_merged_into_is_refused(tmp_path: Path, quantization: str) -> None:
+    """The message names tensor and type, since the choice of base is the person's."""
+    base = write_base(tmp_path / "base.gguf", "IQ4_NL")
+    refused(base, lora(Q_PROJ), tmp_path / "out.gguf", "attn_q.*IQ4_NL", quantization=quantization)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("quantization", ["same", "f16", "q8_0"])
+def test_an_adapter_that_diverged_is_refused(
+    base: GgufFile, tmp_path: Path, number: float, quantization: str
+) -> None:
+    """NaN becomes some code or other without a word."""
+    adapter = lora()
+    adapter[O_PROJ].up[3, 1] = number
+    out = tmp_path / "out.gguf"
+    out.write_bytes(b"an older result")
+    refused(base, adapter, out, "attn_output.*not a finite", quantization=quantization)
+
+
+def test_a_full_disk_leaves_nothing(
+    base: GgufFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a model under a final name would be published as if it were whole."""
+    true_copy, calls = merge_module._copy, []
+
+    def copy(source: Any, sink: Any, n_bytes: int) -> None:
+        calls.append(n_bytes)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        true_copy(source, sink, n_bytes)
+
+    monkeypatch.setattr(merge_module, "_copy", copy)
+    refused(base, lora(UP_PROJ), tmp_path / "out.gguf", "No space left.*Make room for")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base.gguf"]
+
+
+@pytest.mark.parametrize("touched", [Q_PROJ, UP_PROJ])
+def test_a_base_that_is_cut_while_it_is_read(base: GgufFile, tmp_path: Path, touched: str) -> None:
+    """Another program may replace the file; the result must not be made of what was left."""
+    data = base.path.read_bytes()
+    base.path.write_bytes(data[: len(data) - 100])
+    with pytest.raises(ExportError, match="ended while it was read"):
+        merge(base, lora(touched), tmp_path / "out.gguf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base.gguf"]
+
+
+def test_a_folder_that_does_not_exist(base: GgufFile, tmp_path: Path) -> None:
+    """Not a traceback, but the path and what to do."""
+    with pytest.raises(ExportError, match="nowhere"):
+        merge(base, lora(Q_PROJ), tmp_path / "nowhere" / "out.gguf")
