@@ -35,9 +35,9 @@ ROOT = Path(__file__).resolve().parent.parent
 FEEDBACK = ROOT / "examples" / "feedback.jsonl"
 HELD_OUT = ROOT / "examples" / "held_out.jsonl"
 #: Right answers take 14 tokens at most.
-_MAX_TOKENS = 20
+_MAX_TOKENS = 16
 #: Enough for a loss; each is read three times.
-_LOSS_EXAMPLES = 24
+_LOSS_EXAMPLES = 16
 #: What the demo promises.
 _BEFORE_AT_MOST, _AFTER_AT_LEAST, _KEPT_AT_LEAST = 0.1, 0.85, 0.97
 

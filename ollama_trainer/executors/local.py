@@ -23,7 +23,7 @@ WORKER_ENVIRONMENT = {
 }
 #: A process's start time is read off clocks that may be stepped by about a second.
 _START_TOLERANCE_S = 2.0
-_NICENESS = 10
+_NICENESS = 5
 
 
 class LocalExecutor:

@@ -11,7 +11,7 @@ from ollama_trainer.fidelity import answer_loss
 from ollama_trainer.records import TokenizedExample
 
 #: Enough to see learning, few enough to take seconds.
-_N_EXAMPLES = 16
+_N_EXAMPLES = 12
 
 
 def verify(base: Path, tuned: Path, examples: Sequence[TokenizedExample]) -> dict[str, float]:

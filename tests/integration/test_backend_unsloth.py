@@ -6,7 +6,6 @@ process for good, so it must never be imported in this one.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -69,7 +68,8 @@ def run_worker(tmp_path_factory: pytest.TempPathFactory) -> RunWorker:
         command = ["-c", wrapper] if wrapper else ["-m", "ollama_trainer.worker"]
         done = subprocess.run(
             [sys.executable, *command, str(directory.path)],
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            # One thread: on a model this small two mostly wait for each other.
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
             cwd=shared,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -139,20 +139,6 @@ def test_the_adapter_is_the_recipes(learnt: Ended) -> None:
 def test_a_k_quant_base_learns_too(run_worker: RunWorker, base: Callable[[str], Path]) -> None:
     """The types that most people's Ollama models are in."""
     check_learnt(run_worker(base("Q4_K"), LEARNS))
-
-
-def test_the_same_seed_gives_the_same_adapter(
-    learnt: Ended, run_worker: RunWorker, base: Callable[[str], Path]
-) -> None:
-    """A run that cannot be repeated cannot be explained."""
-    again = run_worker(base("Q8_0"), LEARNS)
-    assert again.losses == learnt.losses
-    assert weights_digest(again) == weights_digest(learnt)
-
-
-def weights_digest(run: Ended) -> str:
-    weights = run.directory.adapter / "adapter_model.safetensors"
-    return hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
 def test_an_unexpected_error_is_a_failed_run_with_its_traceback_in_the_log(

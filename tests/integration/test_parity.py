@@ -6,7 +6,7 @@ tensor cannot hide. llama.cpp keeps its cache in F32 here; what is left is the o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ QUANTISED = [kind for kind in KINDS if kind not in ("F32", "F16")]
 #: Bounds of the largest difference between two logits; the logits themselves reach 10.
 #: Seen: 1.4e-5, and 0.013 where llama.cpp rounds activations to F16.
 ALMOST_NONE = {"F32": 2e-4, "F16": 0.05}
-_F32_CACHE = {"type_k": 0, "type_v": 0}
+#: A cache in F32; and one thread, since on models this small two mostly wait for each other.
+_OPTIONS = {"type_k": 0, "type_v": 0, "n_threads": 1, "n_threads_batch": 1}
 #: Four random sequences of 48 tokens.
 SEQUENCES = np.random.default_rng(7).integers(3, len(TOKENS), (4, 48)).tolist()
 SENTENCES = [
@@ -103,14 +104,19 @@ class Parts:
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
-    return Parts(tmp_path_factory.mktemp("parity"))
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parts]:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield Parts(tmp_path_factory.mktemp("parity"))
+    torch.set_num_threads(threads)
 
 
 def served(gguf: Path, sequences: Sequence[Sequence[int]] = SEQUENCES) -> Logits:
     """llama.cpp's logits at every position, one after the other."""
     longest = max(len(ids) for ids in sequences)
-    with open_llama(gguf, n_ctx=longest, n_batch=longest, **_F32_CACHE) as llama:
+    with open_llama(gguf, n_ctx=longest, n_batch=longest, **_OPTIONS) as llama:
         rows = [logits_at(llama, ids, range(len(ids))) for ids in sequences]
     return np.concatenate(rows).astype(np.float64)
 
@@ -138,7 +144,7 @@ def divergence(exact: Logits, other: Logits) -> float:
 
 def greedy(gguf: Path, prompt: Sequence[int], count: int) -> list[int]:
     ids = list(prompt)
-    with open_llama(gguf, n_ctx=len(prompt) + count, n_batch=64, **_F32_CACHE) as llama:
+    with open_llama(gguf, n_ctx=len(prompt) + count, n_batch=64, **_OPTIONS) as llama:
         for _ in range(count):
             ids.append(int(logits_at(llama, ids, [len(ids) - 1])[0].argmax()))
     return ids[len(prompt) :]

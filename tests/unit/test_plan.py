@@ -44,8 +44,8 @@ def base(
 
 @pytest.mark.parametrize(
     ("rows", "batch", "steps"),
-    # 20 steps at least, five times through 150 rows, 400 steps at most.
-    [(1, 1, 20), (10, 8, 20), (150, 8, 94), (5000, 8, 400)],
+    # 20 steps at least, 90 for some dozen rows, five times through 150 rows, 400 at most.
+    [(1, 1, 20), (10, 8, 40), (50, 8, 90), (150, 8, 94), (5000, 8, 400)],
 )
 def test_steps_follow_the_rows(rows: int, batch: int, steps: int) -> None:
     """One row must not take zero steps, nor thousands of rows a day."""
