@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ollama_trainer import __version__, client, server
 from ollama_trainer.client import RunStatus, TrainerClient
-from ollama_trainer.display import display_for
+from ollama_trainer.display import follow
 from ollama_trainer.errors import InvalidRequest, ServerError, TrainerError
 from ollama_trainer.executors.parentwatch import exit_with_parent
 from ollama_trainer.records import RunState, TrainingOptions
@@ -100,12 +100,7 @@ async def _train(
         options = {key: getattr(settings, key) for key in flags if key in _PER_RUN}
         run_id = await trainer.submit(name or dataset.stem or "job", str(dataset), **options)
         out.print(f"run {run_id}")
-        display = display_for(out)
-        try:
-            async for status in trainer.follow(run_id):
-                display.show(status)
-        finally:
-            display.close()
+        status = await follow(trainer, run_id, out)
     return _conclude(status, out)
 
 

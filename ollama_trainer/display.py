@@ -8,8 +8,19 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from ollama_trainer.client import RunStatus
+from ollama_trainer.client import RunStatus, TrainerClient
 from ollama_trainer.records import Progress, RunState
+
+
+async def follow(trainer: TrainerClient, run_id: str, out: Console) -> RunStatus:
+    """Shows a run until it has ended; returns its last status."""
+    display = display_for(out)
+    try:
+        async for status in trainer.follow(run_id):
+            display.show(status)
+    finally:
+        display.close()
+    return status
 
 
 def display_for(out: Console) -> Display:

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from ollama_trainer.bases import resolve_base
 from ollama_trainer.client import RunStatus, running_server
-from ollama_trainer.display import display_for
+from ollama_trainer.display import follow
 from ollama_trainer.errors import PublishError, TrainerError
 from ollama_trainer.fidelity import answer_loss, answers, learning_kept
 from ollama_trainer.gguf.file import read_gguf
@@ -159,12 +159,7 @@ async def train(settings: Settings, console: Console) -> RunStatus:
     async with running_server(settings) as trainer:
         console.print(f"POST {trainer.url}/train")
         run_id = await trainer.submit("demo", str(FEEDBACK))
-        display = display_for(console)
-        try:
-            async for status in trainer.follow(run_id):
-                display.show(status)
-        finally:
-            display.close()
+        status = await follow(trainer, run_id, console)
     if status.status is RunState.FAILED:
         raise TrainerError(f"the run failed: {status.error}")
     return status

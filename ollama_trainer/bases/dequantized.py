@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ollama_trainer.errors import BaseModelError
 from ollama_trainer.gguf.file import GgufFile, read_gguf
 from ollama_trainer.gguf.grids import dequantize
-from ollama_trainer.gguf.tensors import original_row_order, tensor_names
+from ollama_trainer.gguf.tensors import architecture_of, original_row_order, tensor_names
 from ollama_trainer.records import BaseGguf
 from ollama_trainer.workspace import atomic_directory
 
@@ -126,6 +126,7 @@ def _write_tokenizer(gguf: GgufFile, directory: Path) -> None:
 def _write_weights(gguf: GgufFile, directory: Path, torch_dtype: dtype) -> None:
     from safetensors.torch import save_file
 
+    architecture_of(gguf)
     names = tensor_names(gguf)
     weights: dict[str, Tensor] = {}
     for key in _parameter_names(directory):

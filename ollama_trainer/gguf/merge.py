@@ -25,7 +25,7 @@ from ollama_trainer.gguf.file import (
 )
 from ollama_trainer.gguf.grids import MERGEABLE, as_float_bytes, dequantize, quantize_q8_0
 from ollama_trainer.gguf.rounding import add_on_grid, generator_for
-from ollama_trainer.gguf.tensors import row_order, tensor_names
+from ollama_trainer.gguf.tensors import architecture_of, row_order, tensor_names
 from ollama_trainer.workspace import atomic_path
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ class _Change:
 def _match(
     base: GgufFile, adapter: Mapping[str, LoraPair], target: TensorType | None
 ) -> dict[str, _Change]:
+    architecture_of(base)
     names = tensor_names(base)
     touched = {}
     for module, pair in adapter.items():

@@ -59,12 +59,7 @@ def architecture_of(gguf: GgufFile) -> Architecture:
     Raises:
         BaseModelError: nothing is, or the file holds more than what is known.
     """
-    architecture = ARCHITECTURES.get(gguf.architecture)
-    if architecture is None:
-        raise BaseModelError(
-            f"The architecture {gguf.architecture or '(none)'} ({gguf.path.name}) is not supported",
-            f"Choose a base of the architecture {', '.join(sorted(ARCHITECTURES))}.",
-        )
+    architecture = _known(gguf)
     for tensor in gguf.tensors:
         stem = re.fullmatch(r"(?:blk\.\d+\.)?(\w+)\.weight", tensor.name)
         if stem is None or stem[1] not in architecture.tensors:
@@ -73,6 +68,16 @@ def architecture_of(gguf: GgufFile) -> Architecture:
                 f" model of the architecture {gguf.architecture}",
                 "Choose another base.",
             )
+    return architecture
+
+
+def _known(gguf: GgufFile) -> Architecture:
+    architecture = ARCHITECTURES.get(gguf.architecture)
+    if architecture is None:
+        raise BaseModelError(
+            f"The architecture {gguf.architecture or '(none)'} ({gguf.path.name}) is not supported",
+            f"Choose a base of the architecture {', '.join(sorted(ARCHITECTURES))}.",
+        )
     return architecture
 
 
@@ -100,7 +105,7 @@ def original_row_order(gguf: GgufFile, module: str) -> RowOrder:
 
 
 def _rotary_heads(gguf: GgufFile, module: str) -> int | None:
-    key = architecture_of(gguf).rotary_rows.get(module.rsplit(".", 1)[-1])
+    key = _known(gguf).rotary_rows.get(module.rsplit(".", 1)[-1])
     if key is None:
         return None
     heads = gguf.hyperparameter(key) or gguf.hyperparameter("attention.head_count")
