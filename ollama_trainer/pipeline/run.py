@@ -13,6 +13,7 @@ from ollama_trainer import backends, publishers
 from ollama_trainer.backends import TrainJob
 from ollama_trainer.bases import resolve_base
 from ollama_trainer.gguf.file import GgufFile, read_gguf
+from ollama_trainer.modelfile import Modelfile
 from ollama_trainer.pipeline.dataset import PreparedData, prepare
 from ollama_trainer.pipeline.export import check_quantization, export, modelfile_of
 from ollama_trainer.pipeline.plan import check_trainable, recipe_for
@@ -74,10 +75,10 @@ def execute(run: Run) -> RunResult:
     data = _dataset(run, gguf)
     publisher = _publisher(run, data)
     _train(run, base, gguf, data)
-    _export(run, base, gguf, data)
+    modelfile = _export(run, base, gguf, data)
     with run.stage(Stage.VERIFY):
         run.metrics |= verify(base.gguf, directory.gguf, data.examples)
-    published = _publish(run, publisher, base, gguf, data)
+    published = _publish(run, publisher, modelfile)
     return RunResult(
         status="completed",
         output_model_ref=published.ref,
@@ -136,7 +137,7 @@ def _train(run: Run, base: BaseGguf, gguf: GgufFile, data: PreparedData) -> None
         run.metrics["final_loss"] = adapter.final_loss
 
 
-def _export(run: Run, base: BaseGguf, gguf: GgufFile, data: PreparedData) -> None:
+def _export(run: Run, base: BaseGguf, gguf: GgufFile, data: PreparedData) -> Modelfile:
     with run.stage(Stage.EXPORT) as report:
         done = export(
             gguf,
@@ -149,6 +150,7 @@ def _export(run: Run, base: BaseGguf, gguf: GgufFile, data: PreparedData) -> Non
         run.metrics |= {"gguf_bytes": done.n_bytes, "base_bytes": base.gguf.stat().st_size}
         modelfile = modelfile_of(gguf, data.stop, base.license)
         write_text(run.directory.modelfile, modelfile.text)
+    return modelfile
 
 
 def _publisher(run: Run, data: PreparedData) -> Publisher:
@@ -159,13 +161,11 @@ def _publisher(run: Run, data: PreparedData) -> Publisher:
     return publishers.get(run.spec.publisher, options)
 
 
-def _publish(
-    run: Run, publisher: Publisher, base: BaseGguf, gguf: GgufFile, data: PreparedData
-) -> PublishedModel:
+def _publish(run: Run, publisher: Publisher, modelfile: Modelfile) -> PublishedModel:
     with run.stage(Stage.PUBLISH) as report:
         return publisher.publish(
             run.directory.gguf,
-            modelfile_of(gguf, data.stop, base.license),
+            modelfile,
             run.spec.model_name,
             lambda fraction, _what: report(fraction),
         )
