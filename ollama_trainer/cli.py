@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ollama_trainer import __version__, client, server
 from ollama_trainer.client import RunStatus, TrainerClient
-from ollama_trainer.display import follow
+from ollama_trainer.display import follow, in_words
 from ollama_trainer.errors import InvalidRequest, ServerError, TrainerError
 from ollama_trainer.executors.parentwatch import exit_with_parent
 from ollama_trainer.records import RunState, TrainingOptions
@@ -133,6 +133,9 @@ def _conclude(status: RunStatus, out: Console) -> int:
         )
         return 1
     out.print(f"completed: {status.output_model_ref}")
+    if status.fidelity is not None:
+        for sentence in in_words(status.fidelity):
+            out.print(sentence)
     if status.next_command:
         out.print(f"type next:\n{status.next_command}")
     return 0

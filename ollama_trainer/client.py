@@ -19,7 +19,7 @@ from ollama_trainer.errors import InvalidRequest, ServerError
 from ollama_trainer.executors.parentwatch import LifeLine
 from ollama_trainer.queue.lock import read_holder
 from ollama_trainer.queue.tail import last_lines
-from ollama_trainer.records import Progress, RunState
+from ollama_trainer.records import Fidelity, Progress, RunState
 from ollama_trainer.server.wire import train_body
 from ollama_trainer.settings import CONFIG_VARIABLE, Settings, variable_name
 
@@ -49,6 +49,8 @@ class RunStatus(BaseModel):
     error_code: str | None = None
     #: The parts of RunResult that are of use outside: gguf, modelfile, seconds, metrics.
     result: dict[str, Any] | None = None
+    #: How true the finished model is.
+    fidelity: Fidelity | None = None
 
     @property
     def next_command(self) -> str | None:

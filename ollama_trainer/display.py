@@ -9,7 +9,7 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from ollama_trainer.client import RunStatus, TrainerClient
-from ollama_trainer.records import Progress, RunState
+from ollama_trainer.records import Fidelity, Progress, RunState
 
 
 async def follow(trainer: TrainerClient, run_id: str, out: Console) -> RunStatus:
@@ -26,6 +26,41 @@ async def follow(trainer: TrainerClient, run_id: str, out: Console) -> RunStatus
 def display_for(out: Console) -> Display:
     """A live bar for terminals, lines for everything else."""
     return LiveBar(out) if out.is_terminal else PlainLines(out)
+
+
+def in_words(fidelity: Fidelity) -> list[str]:
+    """What was measured on a finished model, as sentences for a person."""
+    figures = fidelity.figures
+    parts = []
+    if fidelity.n_rows:
+        parts.append(f"{_count(fidelity.n_rows, 'row')} kept from training")
+    if fidelity.n_rephrased:
+        parts.append(f"{_count(fidelity.n_rephrased, 'trained row')} asked in other words")
+    judged = " and ".join(parts)
+    learned = (
+        "there was next to nothing to learn"
+        if figures.learning_kept is None
+        else f"the finished model has {figures.learning_kept:.1%} of what was learned"
+    )
+    unrelated = figures.unrelated
+    sentences = [
+        f"On {judged}, {learned}; it says the same as the trained model at "
+        f"{figures.agreement:.1%} of the answers' tokens.",
+        f"On unrelated text its loss is {unrelated.served:.3f}; "
+        f"its base's is {unrelated.base:.3f}, the trained model's {unrelated.trained:.3f}.",
+    ]
+    sentences += [
+        f"With the weights as {earlier.quantization}, {' and '.join(earlier.missed)}: "
+        "a larger type was taken."
+        for earlier in fidelity.earlier
+    ]
+    if figures.missed:
+        sentences.append(f"Mind: {' and '.join(figures.missed)}.")
+    return sentences
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 class Display(Protocol):

@@ -8,7 +8,11 @@ TrainerError
 ├── TrainingFailed        training started and did not end well
 │   └── OutOfMemory       … because memory ran out
 ├── ExportError           the trained adapter could not become a GGUF
-│   └── GgufError         a GGUF file breaks its own format
+│   ├── GgufError         a GGUF file breaks its own format
+│   ├── NotANumber        … because it computes values that are no numbers
+│   ├── Unloadable        … because llama.cpp cannot load what was written
+│   ├── MergedEqualsBase  … because what came out is its base again
+│   └── NothingLearned    … because it answers no better than its base
 ├── PublishError          the finished model could not be published
 │   └── OllamaUnreachable … because no Ollama answered
 ├── WorkerLost            the worker process died without leaving a result
@@ -73,6 +77,22 @@ class ExportError(TrainerError):
 
 class GgufError(ExportError):
     code = "gguf"
+
+
+class NotANumber(ExportError):
+    code = "not_a_number"
+
+
+class Unloadable(ExportError):
+    code = "unloadable"
+
+
+class MergedEqualsBase(ExportError):
+    code = "merged_equals_base"
+
+
+class NothingLearned(ExportError):
+    code = "nothing_learned"
 
 
 class PublishError(TrainerError):

@@ -1,45 +1,55 @@
-"""What a GGUF has learned, measured in llama.cpp on the very file that will be served."""
+"""What a GGUF says, measured in llama.cpp on the very file that will be served."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from ollama_trainer.errors import ExportError
-from ollama_trainer.llama import logits_at, open_llama
-from ollama_trainer.records import TokenizedExample
+from ollama_trainer.errors import NotANumber
+from ollama_trainer.llama import Sequences, SequenceToken, logits_of, open_sequences
+from ollama_trainer.records import Reading, TokenizedExample
+
+#: Sequences that are read or written together.
+_TOGETHER = 16
+_CONTEXT = 2048
 
 
-def answer_loss(gguf: Path, examples: Sequence[TokenizedExample]) -> float:
-    """Mean loss on the answers' tokens, in nats a token.
-
-    Args:
-        gguf: the file to measure.
-        examples: ids with the mask of the answers.
+def read(gguf: Path, examples: Sequence[TokenizedExample]) -> Reading:
+    """Reads texts with a model; loss and most likely tokens where their masks are 1.
 
     Raises:
-        ExportError: llama.cpp cannot load the file, or it computes something that is no number.
+        Unloadable: llama.cpp cannot load the file.
+        NotANumber: it computes something that is no number.
     """
     import numpy as np
 
-    longest = max(len(example.ids) for example in examples)
+    asked = []
+    for example in examples:
+        # A token is predicted at the position before it.
+        positions = [index - 1 for index in range(1, len(example.ids)) if example.mask[index]]
+        asked.append((example.ids, positions))
     losses: list[float] = []
-    with open_llama(gguf, n_ctx=longest, n_batch=longest) as llama:
-        for example in examples:
-            answer = np.flatnonzero(example.mask)
-            # A token is predicted at the position before it.
-            logits = logits_at(llama, example.ids, (answer - 1).tolist()).astype(np.float64)
+    top: list[int] = []
+    room = max(_CONTEXT, *(len(example.ids) for example in examples))
+    with open_sequences(gguf, n_sequences=_TOGETHER, n_tokens=room) as sequences:
+        for (ids, positions), logits in zip(asked, logits_of(sequences, asked), strict=True):
+            following = np.asarray(ids)[np.asarray(positions, int) + 1]
             peak = logits.max(axis=1)
-            total = np.log(np.exp(logits - peak[:, None]).sum(axis=1)) + peak
-            chosen = logits[np.arange(len(answer)), np.asarray(example.ids)[answer]]
-            losses += (total - chosen).tolist()
+            total = np.log(np.exp(logits - peak[:, None]).sum(axis=1, dtype=np.float64)) + peak
+            losses += (total - logits[np.arange(len(following)), following]).tolist()
+            top += logits.argmax(axis=1).tolist()
     loss = float(np.mean(losses))
     if not np.isfinite(loss):
-        raise ExportError(
+        raise NotANumber(
             f"{gguf.name} computes values that are no numbers",
             "Training diverged: use a lower learning rate.",
         )
-    return loss
+    return Reading(loss=loss, top=tuple(top))
+
+
+def answer_loss(gguf: Path, examples: Sequence[TokenizedExample]) -> float:
+    """Mean loss on the answers' tokens, in nats a token; errors as of `read`."""
+    return read(gguf, examples).loss
 
 
 def learning_kept(base: float, exact: float, served: float) -> float:
@@ -54,17 +64,40 @@ def learning_kept(base: float, exact: float, served: float) -> float:
     return (base - served) / gain if gain > 0 else 0.0
 
 
-def answers(gguf: Path, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[str]:
-    """Greedy answers to prompts of token ids, as a served model gives them.
+def answers(gguf: Path, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
+    """Greedy answers to prompts of token ids, as token ids without the end of the turn.
 
     Raises:
-        ExportError: llama.cpp cannot load the file.
+        Unloadable: llama.cpp cannot load the file.
     """
     longest = max(len(prompt) for prompt in prompts) + max_tokens
-    with open_llama(gguf, n_ctx=longest, n_batch=longest) as llama:
+    with open_sequences(gguf, n_sequences=_TOGETHER, n_tokens=_TOGETHER * longest) as sequences:
         return [
-            llama.create_completion(list(prompt), max_tokens=max_tokens, temperature=0)["choices"][
-                0
-            ]["text"]
-            for prompt in prompts
+            answer
+            for start in range(0, len(prompts), _TOGETHER)
+            for answer in _greedy(sequences, prompts[start : start + _TOGETHER], max_tokens)
         ]
+
+
+def _greedy(
+    sequences: Sequences, prompts: Sequence[Sequence[int]], max_tokens: int
+) -> list[list[int]]:
+    begun = sequences.begin(prompts, min(map(len, prompts)) - 1)
+    written: list[list[int]] = [[] for _ in prompts]
+    tokens = [
+        SequenceToken(number, position, token, position == len(prompt) - 1)
+        for number, prompt in enumerate(prompts)
+        for position, token in enumerate(prompt)
+        if position >= begun
+    ]
+    for _ in range(max_tokens):
+        asked = [token for token in tokens if token.wanted]
+        chosen = sequences.decode(tokens).argmax(axis=1).tolist()
+        tokens = []
+        for before, token in zip(asked, chosen, strict=True):
+            if not sequences.ends_generation(token):
+                written[before.sequence].append(token)
+                tokens.append(SequenceToken(before.sequence, before.position + 1, token, True))
+        if not tokens:
+            break
+    return written

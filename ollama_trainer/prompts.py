@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ollama_trainer.errors import BaseModelError
 from ollama_trainer.gguf.file import GgufFile
+from ollama_trainer.llama import ends_generation
 from ollama_trainer.records import Example, TokenizedExample
 
 if TYPE_CHECKING:
@@ -172,10 +173,7 @@ class Tokenizer:
 
     def ends_generation(self, token: int) -> bool:
         """Whether llama.cpp stops at this token."""
-        import llama_cpp
-
-        vocab = llama_cpp.llama_model_get_vocab(self._llama.model)
-        return bool(llama_cpp.llama_vocab_is_eog(vocab, token))
+        return ends_generation(self._llama, token)
 
 
 @contextlib.contextmanager

@@ -6,15 +6,19 @@ back is validated; records that stay inside one process are frozen dataclasses.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ollama_trainer.errors import TrainerError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class RunState(StrEnum):
@@ -35,6 +39,7 @@ class Stage(StrEnum):
 
     BASE = "base"
     DATASET = "dataset"
+    REPLAY = "replay"
     TRAIN = "train"
     EXPORT = "export"
     VERIFY = "verify"
@@ -55,13 +60,50 @@ class TrainingOptions(_Record):
     alpha: int = Field(
         32, ge=1, le=1024, description="The adapter's output is scaled by alpha / rank."
     )
+    layers: Literal["auto", "all"] | Annotated[int, Field(ge=1)] = Field(
+        "auto",
+        description="How many layers are trained, counted from the last one: 'auto' (half of "
+        "them), 'all', or a number.",
+    )
     learning_rate: float | None = Field(None, gt=0, le=1, description="Peak learning rate.")
     steps: int | None = Field(None, ge=1, description="Optimiser steps.")
     batch_size: int | None = Field(None, ge=1, description="Examples a step.")
     max_length: int = Field(
         2048, ge=16, description="Longest example in tokens; longer ones are dropped by name."
     )
+    replay: Literal["auto", "off"] | Annotated[float, Field(gt=0, le=100)] = Field(
+        "auto",
+        description="How strongly the model is held to its base on texts that the base wrote: "
+        "'auto', 'off', or the penalty's weight beside the loss of the examples, up to 100.",
+    )
     seed: int = Field(1, ge=0, lt=2**32, description="Of everything that is drawn at random.")
+
+
+class FidelityOptions(_Record):
+    """What a finished model must reach before its export is good enough."""
+
+    min_learning_kept: float = Field(
+        0.97, ge=0, le=1, description="Share of the learning that the finished model must have."
+    )
+    min_agreement: float = Field(
+        0.97,
+        ge=0,
+        le=1,
+        description="Share of the held-out answers' tokens at which the finished model must hold "
+        "the same token most likely as the trained one.",
+    )
+    max_unrelated_over_trained: float = Field(
+        0.05,
+        ge=0,
+        description="How much higher than the trained model's its loss on unrelated text may be, "
+        "in nats a token.",
+    )
+    max_unrelated_over_base: float = Field(
+        0.10,
+        ge=0,
+        description="How much higher than the base's its loss on unrelated text may be, "
+        "in nats a token.",
+    )
 
 
 class RunSpec(_Record):
@@ -81,6 +123,8 @@ class RunSpec(_Record):
     #: Directory for what several runs share (caches by digest).
     cache_dir: Path
     training: TrainingOptions = TrainingOptions()
+    fidelity: FidelityOptions = FidelityOptions()
+    rounding: Literal["compensated", "stochastic"] = "compensated"
 
 
 class ErrorInfo(_Record):
@@ -135,6 +179,44 @@ class Event(_Record):
         return cls(time=datetime.now(UTC), kind=kind, message=message, progress=progress, data=data)
 
 
+class Losses(_Record):
+    """One loss of the base, of the trained model and of the finished file, in nats a token."""
+
+    base: float
+    trained: float
+    served: float
+
+
+class Figures(_Record):
+    """What was measured on one finished file."""
+
+    #: What its touched tensors are: `same` as the base's, `q6_k`, `q8_0`, `f16`.
+    quantization: str
+    #: Share of the learning that it has; None where there was next to nothing to learn.
+    learning_kept: float | None
+    #: Share of the held-out answers' tokens at which it says what the trained model says.
+    agreement: float
+    held_out: Losses
+    unrelated: Losses
+    #: Which bounds it misses, in words; empty when it is good.
+    missed: tuple[str, ...] = ()
+
+
+class Fidelity(_Record):
+    """How true a finished model is to what was trained, and to its base elsewhere."""
+
+    figures: Figures
+    #: Files that were made before it and were not good enough.
+    earlier: tuple[Figures, ...] = ()
+    #: Rows that were kept from training for this, and trained rows that were asked in other words.
+    n_rows: int
+    n_rephrased: int
+
+    @property
+    def reached(self) -> bool:
+        return not self.figures.missed
+
+
 class RunResult(_Record):
     """How a worker ended: the last file that it writes into the run directory."""
 
@@ -144,6 +226,8 @@ class RunResult(_Record):
     gguf: Path | None = None
     modelfile: Path | None = None
     error: ErrorInfo | None = None
+    #: Measured on the finished file.
+    fidelity: Fidelity | None = None
     #: Wall-clock seconds of each stage.
     seconds: dict[str, float] = Field(default_factory=dict)
     #: Figures worth keeping (rows used, final loss, bytes written, …).
@@ -182,6 +266,20 @@ class TokenizedExample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayText:
+    """A text that the base wrote, with what it held likely at each of its tokens."""
+
+    #: Token ids, the opening that it was given included.
+    ids: tuple[int, ...]
+    #: Index of the first token that the base wrote itself; it wrote all that follow.
+    start: int
+    #: int32 of shape (written tokens, k): the likeliest ids in the place of each written token.
+    likeliest: NDArray[np.int32]
+    #: float16 of the same shape: their log-probabilities.
+    log_probabilities: NDArray[np.float16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BaseGguf:
     """A base model on disk."""
 
@@ -194,12 +292,34 @@ class BaseGguf:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What a model says at the masked tokens of some texts."""
+
+    #: Mean loss in nats a token.
+    loss: float
+    #: The most likely token at each masked position, text by text.
+    top: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
     """A PEFT adapter directory (adapter_config.json, adapter_model.safetensors)."""
 
     path: Path
     #: Loss of the last logged step, in nats a token.
     final_loss: float | None = None
+    #: Steps that were made; fewer than planned where there was nothing left to learn.
+    steps: int = 0
+    #: Losses on the held-out examples during the training, first to last.
+    held_out_losses: tuple[float, ...] = ()
+    #: What the trained model says on the held-out examples and on the probe text.
+    held_out: Reading | None = None
+    unrelated: Reading | None = None
+    #: Mean KL divergence to the base on the texts replayed last, in nats a token.
+    divergence: float | None = None
+    #: What took how long: load, steps (with replay and readings of held-out rows), replay, reading,
+    #: statistics.
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

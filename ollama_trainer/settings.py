@@ -1,9 +1,9 @@
 """Every setting, declared once.
 
 A field of `Settings` is a setting's name, type, bounds, default and description; the environment
-variable, the TOML key and the command line flag all come from it. The options of a training are
-the fields of `records.TrainingOptions`, inherited. Sources, first wins: flags, environment
-(`OLLAMA_TRAINER_*`), TOML file, default.
+variable, the TOML key and the command line flag all come from it. The fields of
+`records.TrainingOptions` and `records.FidelityOptions` are inherited. Sources, first wins: flags,
+environment (`OLLAMA_TRAINER_*`), TOML file, default.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ollama_trainer.errors import InvalidRequest
 from ollama_trainer.names import check_prefix
-from ollama_trainer.records import TrainingOptions
+from ollama_trainer.records import FidelityOptions, TrainingOptions
 
 ENV_PREFIX = "OLLAMA_TRAINER_"
 #: Names the TOML file; the flag `--config` goes before it.
@@ -35,7 +35,7 @@ def _default_data_dir() -> Path:
     return platformdirs.user_data_path(_APP, appauthor=False)
 
 
-class Settings(BaseSettings, TrainingOptions):
+class Settings(BaseSettings, TrainingOptions, FidelityOptions):
     """What this installation does where a run does not say otherwise."""
 
     model_config = SettingsConfigDict(
@@ -65,6 +65,11 @@ class Settings(BaseSettings, TrainingOptions):
         pattern=r"^[A-Za-z0-9_]+$",
         description="Type of the finished model's weights; 'same' keeps the base's.",
     )
+    rounding: Literal["compensated", "stochastic"] = Field(
+        "compensated",
+        description="How changes of weights are put on the base's scales: with each error made "
+        "good by the weights after it, or by chance alone.",
+    )
     dataset_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
         (),
         description=f"Directories that data sets may lie in, joined by '{os.pathsep}'; "
@@ -85,6 +90,12 @@ class Settings(BaseSettings, TrainingOptions):
     def training(self) -> TrainingOptions:
         return TrainingOptions(
             **{name: getattr(self, name) for name in TrainingOptions.model_fields}
+        )
+
+    @property
+    def fidelity(self) -> FidelityOptions:
+        return FidelityOptions(
+            **{name: getattr(self, name) for name in FidelityOptions.model_fields}
         )
 
     @field_validator("data_dir")

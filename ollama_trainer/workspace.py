@@ -115,6 +115,11 @@ class RunDirectory:
         return self.path / "adapter"
 
     @property
+    def statistics(self) -> Path:
+        """Second moments of the layers' inputs (gguf/statistics.py)."""
+        return self.path / "statistics"
+
+    @property
     def gguf(self) -> Path:
         return self.path / "model.gguf"
 

@@ -10,7 +10,6 @@ import asyncio
 import json
 import shutil
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +20,13 @@ from rich.table import Table
 
 from ollama_trainer.bases import resolve_base
 from ollama_trainer.client import RunStatus, running_server
-from ollama_trainer.display import follow
+from ollama_trainer.display import follow, in_words
 from ollama_trainer.errors import PublishError, TrainerError
-from ollama_trainer.fidelity import answer_loss, answers, learning_kept
+from ollama_trainer.fidelity import answers
 from ollama_trainer.gguf.file import read_gguf
-from ollama_trainer.pipeline.export import export
-from ollama_trainer.prompts import open_prompt_format
+from ollama_trainer.prompts import open_prompt_format, open_tokenizer
 from ollama_trainer.publishers.ollama import ollama_version
-from ollama_trainer.records import Example, RunState, TokenizedExample
+from ollama_trainer.records import Example, Fidelity, RunState, TokenizedExample
 from ollama_trainer.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,8 +34,6 @@ FEEDBACK = ROOT / "examples" / "feedback.jsonl"
 HELD_OUT = ROOT / "examples" / "held_out.jsonl"
 #: Right answers take 14 tokens at most.
 _MAX_TOKENS = 16
-#: Enough for a loss; each is read three times.
-_LOSS_EXAMPLES = 16
 #: What the demo promises.
 _BEFORE_AT_MOST, _AFTER_AT_LEAST, _KEPT_AT_LEAST = 0.1, 0.85, 0.97
 
@@ -92,14 +88,14 @@ def demo(publisher: str | None, console: Console) -> dict[str, Any]:
     final = asyncio.run(train(settings, console))
     seconds["run"] = time.monotonic() - clock
     result = final.result or {}
+    fidelity = final.fidelity
+    if fidelity is None:
+        raise TrainerError("the run tells nothing of its fidelity")
     gguf = Path(result["gguf"])
     console.print("Asking the tuned model the same questions, none of which it was trained on …")
     clock = time.monotonic()
     after = ask(gguf, questions)
     seconds["ask_after"] = time.monotonic() - clock
-    clock = time.monotonic()
-    kept = measure_kept(base.gguf, gguf, questions, settings)
-    seconds["measure_kept"] = time.monotonic() - clock
     show(console, questions, before, after)
     figures = {
         "status": final.status.value,
@@ -108,7 +104,8 @@ def demo(publisher: str | None, console: Console) -> dict[str, Any]:
         "modelfile": result["modelfile"],
         "accuracy_before": share_right(questions, before),
         "accuracy_after": share_right(questions, after),
-        "learning_kept": kept,
+        "learning_kept": fidelity.figures.learning_kept,
+        "fidelity": fidelity.model_dump(mode="json"),
         "base_bytes": base.gguf.stat().st_size,
         "gguf_bytes": gguf.stat().st_size,
         "seconds": {**result["seconds"], **seconds, "total": time.monotonic() - started},
@@ -151,7 +148,9 @@ def read_questions(base: Path) -> list[Question]:
 
 
 def ask(gguf: Path, questions: list[Question]) -> list[str]:
-    return answers(gguf, [question.prompt_ids for question in questions], _MAX_TOKENS)
+    given = answers(gguf, [question.prompt_ids for question in questions], _MAX_TOKENS)
+    with open_tokenizer(read_gguf(gguf)) as tokenizer:
+        return [tokenizer.text(ids) for ids in given]
 
 
 async def train(settings: Settings, console: Console) -> RunStatus:
@@ -163,20 +162,6 @@ async def train(settings: Settings, console: Console) -> RunStatus:
     if status.status is RunState.FAILED:
         raise TrainerError(f"the run failed: {status.error}")
     return status
-
-
-def measure_kept(base: Path, tuned: Path, questions: list[Question], settings: Settings) -> float:
-    """The share of the exact adapter's gain that the finished file has, on the held-out answers.
-
-    The exact adapter is the same merge with every touched tensor in F16, read by llama.cpp too.
-    """
-    examples = [question.example for question in questions[:_LOSS_EXAMPLES]]
-    with tempfile.TemporaryDirectory(dir=settings.data_dir) as folder:
-        exact = Path(folder) / "exact.gguf"
-        adapter = tuned.with_name("adapter")
-        export(read_gguf(base), adapter, exact, quantization="f16", seed=settings.training.seed)
-        losses = [answer_loss(path, examples) for path in (base, exact, tuned)]
-    return learning_kept(*losses)
 
 
 def is_right(question: Question, answer: str) -> bool:
@@ -208,9 +193,11 @@ def _plain(text: str) -> str:
 def summarize(console: Console, figures: dict[str, Any], final: RunStatus) -> None:
     before, after = figures["accuracy_before"], figures["accuracy_after"]
     console.print(f"Answered rightly: {before:.0%} before, {after:.0%} after.")
+    for sentence in in_words(Fidelity.model_validate(figures["fidelity"])):
+        console.print(sentence)
     console.print(
-        f"Of the learning, the {figures['gguf_bytes'] / 1e6:.0f} MB file has"
-        f" {figures['learning_kept']:.1%}; its base has {figures['base_bytes'] / 1e6:.0f} MB."
+        f"The finished file has {figures['gguf_bytes'] / 1e6:.0f} MB, its base"
+        f" {figures['base_bytes'] / 1e6:.0f} MB."
     )
     console.print(f"Model: {figures['output_model_ref']}\nType next:\n  {final.next_command}")
 

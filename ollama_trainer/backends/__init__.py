@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from ollama_trainer.errors import BackendUnavailable
-from ollama_trainer.records import Adapter, BaseGguf, Progress, TokenizedExample
+from ollama_trainer.records import Adapter, BaseGguf, Progress, ReplayText, TokenizedExample
 
 #: Names that `backend` may have, each a module of this package.
 BACKENDS = ("unsloth",)
@@ -28,6 +28,8 @@ class Recipe:
     rank: int
     alpha: int
     target_modules: tuple[str, ...]
+    #: Indices of the layers whose modules are trained.
+    layers: tuple[int, ...]
     #: Peak learning rate.
     learning_rate: float
     #: Optimiser steps, warm-up included.
@@ -41,14 +43,41 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayPlan:
+    """How a training is held to its base; a weight of 0 means that it is not."""
+
+    #: Texts that are read together, of about one length.
+    batches: tuple[tuple[ReplayText, ...], ...] = ()
+    #: The penalty's factor beside the loss of the examples, on average over the steps.
+    weight: float = 0.0
+    #: It is computed at one step in so many, for the batches in turns.
+    every: int = 1
+
+    @property
+    def is_on(self) -> bool:
+        return self.weight > 0
+
+    def batch_of(self, step: int) -> tuple[ReplayText, ...] | None:
+        """What is replayed at optimiser step `step`, if anything is."""
+        turn, rest = divmod(step, self.every)
+        return self.batches[turn % len(self.batches)] if self.is_on and rest == 0 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainJob:
     """What a backend gets."""
 
     base: BaseGguf
     examples: tuple[TokenizedExample, ...]
     recipe: Recipe
+    replay: ReplayPlan = ReplayPlan()
+    #: What the trained model is asked to read at the end; never trained on.
+    held_out: tuple[TokenizedExample, ...] = ()
+    probe: tuple[TokenizedExample, ...] = ()
     #: Directory for the adapter; does not exist yet.
     out: Path
+    #: Directory for statistics of the layers' inputs; does not exist yet. None: none are gathered.
+    statistics: Path | None = None
     #: Directory for what several runs share.
     cache: Path
 

@@ -6,17 +6,22 @@ Unsloth's defaults differ from TRL's and both change between versions.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ollama_trainer.backends import TrainJob
+from ollama_trainer.backends._early_stop import early_stop_callback
+from ollama_trainer.backends._forward import read_model
+from ollama_trainer.backends._inputs import gather_inputs
+from ollama_trainer.backends._replay import ReplayLog, ReplayMixin
 from ollama_trainer.bases.dequantized import dequantized_directory
 from ollama_trainer.errors import BackendUnavailable, OutOfMemory, TrainingFailed
-from ollama_trainer.records import Adapter, Progress, Stage
+from ollama_trainer.records import Adapter, Progress, Reading, Stage
 from ollama_trainer.workspace import atomic_directory
 
 if TYPE_CHECKING:
@@ -40,10 +45,21 @@ def train(job: TrainJob, report: Callable[[Progress], None]) -> Adapter:
     import torch
 
     torch.manual_seed(job.recipe.seed)
+    log = ReplayLog()
+    clock = Clock()
     try:
-        model, tokenizer = _load(job)
-        trainer = _trainer(model, tokenizer, job, report)
-        loss = trainer.train().training_loss
+        with clock("load"):
+            model, tokenizer = _load(job)
+            held_out: list[float] = []
+            callbacks = [_progress_callback(job, report), early_stop_callback(model, job, held_out)]
+            trainer = _trainer(model, tokenizer, job, log, callbacks)
+        with clock("steps"):
+            loss = trainer.train().training_loss
+        if not math.isfinite(loss):
+            raise TrainingFailed("The loss stopped being a number", "Set a lower learning_rate.")
+        with atomic_directory(job.out) as partial:
+            model.save_pretrained(str(partial), safe_serialization=True)
+        readings = _readings(model, job, clock)
     except RuntimeError as error:
         if not _is_out_of_memory(error):
             raise
@@ -51,11 +67,43 @@ def train(job: TrainJob, report: Callable[[Progress], None]) -> Adapter:
             f"The device ran out of memory at {job.recipe.batch_size} examples a step",
             "Set a smaller batch_size.",
         ) from error
-    if not math.isfinite(loss):
-        raise TrainingFailed("The loss stopped being a number", "Set a lower learning_rate.")
-    with atomic_directory(job.out) as partial:
-        model.save_pretrained(str(partial), safe_serialization=True)
-    return Adapter(path=job.out, final_loss=_last_loss(trainer))
+    return Adapter(
+        path=job.out,
+        final_loss=_last_loss(trainer),
+        steps=trainer.state.global_step,
+        held_out_losses=tuple(held_out),
+        divergence=log.last_divergence,
+        seconds=clock.seconds | {"replay": round(log.seconds, 3)},
+        **readings,
+    )
+
+
+class Clock:
+    """Takes the time of the parts of a training."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - started, 3)
+
+
+def _readings(model: Any, job: TrainJob, clock: Clock) -> dict[str, Reading]:
+    """What the trained model says, and the statistics of its layers' inputs."""
+    readings = {}
+    with clock("reading"):
+        for name, examples in (("held_out", job.held_out), ("unrelated", job.probe)):
+            if examples:
+                readings[name] = read_model(model, examples)
+    if job.statistics is not None:
+        with clock("statistics"):
+            rows = [example.ids for example in job.examples]
+            replayed = [text.ids for batch in job.replay.batches for text in batch]
+            gather_inputs(model, {"rows": rows, "replay": replayed}, job.statistics)
+    return readings
 
 
 def import_unsloth(cache: Path) -> None:
@@ -117,6 +165,7 @@ def _load(job: TrainJob) -> tuple[Any, Any]:
         r=recipe.rank,
         lora_alpha=recipe.alpha,
         target_modules=list(recipe.target_modules),
+        layers_to_transform=list(recipe.layers),
         lora_dropout=0,
         bias="none",
         use_rslora=False,
@@ -143,7 +192,13 @@ def _needs_checkpointing(job: TrainJob) -> bool:
     return job.recipe.batch_size * max(len(example.ids) for example in job.examples) > 8192
 
 
-def _trainer(model: Any, tokenizer: Any, job: TrainJob, report: Callable[[Progress], None]) -> Any:
+def _trainer(
+    model: Any,
+    tokenizer: Any,
+    job: TrainJob,
+    log: ReplayLog,
+    callbacks: Sequence[TrainerCallback],
+) -> Any:
     import torch
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -186,12 +241,17 @@ def _trainer(model: Any, tokenizer: Any, job: TrainJob, report: Callable[[Progre
         report_to="none",
         disable_tqdm=True,
     )
-    return SFTTrainer(
+
+    class Trainer(ReplayMixin, SFTTrainer):  # type: ignore[misc]
+        replay_plan = job.replay
+        replay_log = log
+
+    return Trainer(
         model=model,
         processing_class=tokenizer,
         args=arguments,
         train_dataset=rows,
-        callbacks=[_progress_callback(job, report)],
+        callbacks=list(callbacks),
     )
 
 

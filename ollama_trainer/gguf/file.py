@@ -41,6 +41,10 @@ class TensorType:
     block: int
     n_bytes: int
 
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.n_bytes / self.block
+
 
 #: Source: ggml.h (enum ggml_type) and the block structs of ggml-common.h.
 TENSOR_TYPES = {

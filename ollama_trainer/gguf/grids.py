@@ -2,7 +2,7 @@
 
 A quantised block holds scales and codes; weight = scale * code + offset. Everything here keeps the
 scales: `decode` takes a block's bytes apart, `with_codes` puts other codes into the same block.
-No function searches for new scales, except `quantize_q8_0`, which makes new blocks.
+No function here searches for new scales; `quantize` makes blocks with scales of their own.
 
 Layouts: ggml-common.h (structs) and ggml-quants.c (dequantize_row_*). Throughout, `raw` is a
 uint8 tensor of shape (blocks, bytes a block); the results have shape (blocks, groups, weights a
@@ -237,18 +237,6 @@ def as_float_bytes(values: Tensor, kind: TensorType) -> Tensor:
     import torch
 
     return values.to(getattr(torch, _TORCH_NAME[kind.name])).contiguous().view(torch.uint8)
-
-
-def quantize_q8_0(values: Tensor) -> Tensor:
-    """float32 of shape (rows, weights) -> bytes of Q8_0 with scales of its own (absmax / 127)."""
-    import torch
-
-    blocks = values.reshape(-1, 32)
-    scale = (blocks.abs().amax(1, keepdim=True) / 127).half()
-    inverse = torch.where(scale == 0, 0.0, 1 / scale.float())
-    codes = (blocks * inverse).round().clamp(-127, 127).to(torch.int8)
-    packed = torch.cat((scale.view(torch.uint8), codes.view(torch.uint8)), dim=1)
-    return packed.reshape(len(values), -1)
 
 
 _TORCH_NAME = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}

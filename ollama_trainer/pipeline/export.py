@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
-from ollama_trainer.errors import ExportError
+from ollama_trainer.errors import ExportError, MergedEqualsBase
 from ollama_trainer.gguf.adapter import read_adapter
 from ollama_trainer.gguf.file import GgufFile, string_entry
-from ollama_trainer.gguf.merge import QUANTIZATIONS, MergeReport, merge
+from ollama_trainer.gguf.merge import QUANTIZATIONS, MergeReport, merge, type_after
+from ollama_trainer.gguf.statistics import InputStatistics
+from ollama_trainer.gguf.tensors import architecture_of, tensor_names
 from ollama_trainer.modelfile import Modelfile, modelfile_for, protect_chat_template
 from ollama_trainer.prompts import ChatTemplate
 
@@ -23,25 +25,68 @@ def export(
     out: Path,
     *,
     quantization: str,
+    at_least: str | None = None,
+    statistics: Path | None = None,
     seed: int,
     progress: Callable[[float], None] = lambda _fraction: None,
 ) -> MergeReport:
     """Merges an adapter directory into `base`, its chat template protected from replacement.
 
+    Args:
+        quantization, at_least: as of `merge`.
+        statistics: directory with statistics of the layers' inputs, for compensated rounding.
+
     Raises:
         ExportError: the adapter cannot be merged, or `quantization` is unknown.
+        MergedEqualsBase: not one weight differs from the base's.
     """
     check_quantization(quantization)
     template = protect_chat_template(ChatTemplate(base).source)
-    return merge(
+    report = merge(
         base,
         read_adapter(adapter),
         out,
         quantization=quantization,
+        at_least=at_least,
+        statistics=InputStatistics(statistics) if statistics is not None else None,
         seed=seed,
         metadata={_TEMPLATE_KEY: string_entry(_TEMPLATE_KEY, template)},
         progress=progress,
     )
+    if not report.changed:
+        out.unlink()
+        raise MergedEqualsBase(
+            "The finished model is its base again: the adapter changes no weight",
+            "Train for more steps or at a higher learning rate.",
+        )
+    return report
+
+
+def rungs(base: GgufFile, quantization: str, layers: Collection[int]) -> tuple[str | None, ...]:
+    """What touched tensors must be at least, from the base's own types up to Q8_0.
+
+    A base of Q8_0 or floats has nothing to climb to, and who asks for a type gets that type.
+
+    Args:
+        layers: indices of those that are trained.
+    """
+    if quantization != "same":
+        return (None,)
+    modules = architecture_of(base).target_modules
+    prefixes = tuple(f"blk.{layer}." for layer in layers)
+    tensors = [
+        base.by_name[name]
+        for module, name in tensor_names(base).items()
+        if module.rsplit(".", 1)[-1] in modules and name.startswith(prefixes)
+    ]
+    ladder: list[str | None] = [None]
+    before = [tensor.type for tensor in tensors]
+    for rung in ("q6_k", "q8_0"):
+        after = [type_after(tensor, quantization, rung) for tensor in tensors]
+        if after != before:
+            ladder.append(rung)
+            before = after
+    return tuple(ladder)
 
 
 def check_quantization(name: str) -> None:

@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from ollama_trainer import backends, publishers
-from ollama_trainer.backends import TrainJob
+from ollama_trainer.backends import Recipe, ReplayPlan, TrainJob
 from ollama_trainer.bases import resolve_base
 from ollama_trainer.gguf.file import GgufFile, read_gguf
 from ollama_trainer.modelfile import Modelfile
 from ollama_trainer.pipeline.dataset import PreparedData, prepare
-from ollama_trainer.pipeline.export import check_quantization, export, modelfile_of
-from ollama_trainer.pipeline.plan import check_trainable, recipe_for
-from ollama_trainer.pipeline.verify import verify
+from ollama_trainer.pipeline.export import check_quantization, export, modelfile_of, rungs
+from ollama_trainer.pipeline.plan import check_trainable, recipe_for, replay_plan
+from ollama_trainer.pipeline.verify import base_losses, can_be_mended, check_learned, judge
 from ollama_trainer.publishers import Publisher, PublisherOptions
 from ollama_trainer.records import (
+    Adapter,
     BaseGguf,
     Event,
+    Fidelity,
+    Figures,
     Progress,
     PublishedModel,
     RunResult,
     RunSpec,
     Stage,
 )
+from ollama_trainer.replay import ReplaySettings, replay_texts
 from ollama_trainer.workspace import RunDirectory, write_text
+
+log = logging.getLogger(__name__)
 
 
 class Run:
@@ -38,6 +46,11 @@ class Run:
         self.directory, self.spec = directory, spec
         self.seconds: dict[str, float] = {}
         self.metrics: dict[str, Any] = {}
+
+    def note(self, message: str, data: Mapping[str, Any]) -> None:
+        """Tells something that is neither a stage nor progress, in the events and in the log."""
+        self.directory.append_event(Event.now("note", message, **data))
+        log.info("%s: %s", message, json.dumps(data))
 
     def report(self, progress: Progress) -> None:
         self.directory.append_event(Event.now("progress", progress=progress))
@@ -58,7 +71,9 @@ class Run:
         try:
             yield report
         finally:
-            self.seconds[stage] = round(time.monotonic() - started, 3)
+            # Export and verification come again where a larger type is needed.
+            took = self.seconds.get(stage, 0.0) + time.monotonic() - started
+            self.seconds[stage] = round(took, 3)
 
 
 def execute(run: Run) -> RunResult:
@@ -74,16 +89,20 @@ def execute(run: Run) -> RunResult:
     base, gguf = _base(run)
     data = _dataset(run, gguf)
     publisher = _publisher(run, data)
-    _train(run, base, gguf, data)
-    modelfile = _export(run, base, gguf, data)
-    with run.stage(Stage.VERIFY):
-        run.metrics |= verify(base.gguf, directory.gguf, data.examples)
+    recipe = recipe_for(gguf, run.spec.training, len(data.examples))
+    run.metrics["recipe"] = dataclasses.asdict(recipe)
+    replay = _replay(run, base, data, recipe)
+    adapter = _train(run, base, data, recipe, replay)
+    fidelity = _export(run, base, gguf, data, adapter, recipe.layers)
+    modelfile = modelfile_of(gguf, data.stop, base.license)
+    write_text(directory.modelfile, modelfile.text)
     published = _publish(run, publisher, modelfile)
     return RunResult(
         status="completed",
         output_model_ref=published.ref,
         gguf=directory.gguf.absolute(),
         modelfile=directory.modelfile.absolute(),
+        fidelity=fidelity,
         seconds=run.seconds,
         metrics={**run.metrics, "next_command": published.next_command},
     )
@@ -106,51 +125,113 @@ def _dataset(run: Run, gguf: GgufFile) -> PreparedData:
             run.spec.training.max_length,
             int(gguf.hyperparameter("context_length", run.spec.training.max_length)),
         )
-        data = prepare(run.directory.dataset, gguf, limit)
+        data = prepare(run.directory.dataset, gguf, limit, run.spec.training.seed)
         run.metrics |= {
             "rows_read": data.rows_read,
-            "rows_used": len(data.examples),
+            "rows_used": len(data.examples) + data.n_kept,
+            "rows_held_out": data.n_kept,
             "dropped": {reason: len(lines) for reason, lines in data.dropped.items()},
         }
-        run.directory.append_event(
-            Event.now(
-                "note",
-                f"{len(data.examples)} of {data.rows_read} rows are used",
-                dropped={reason: list(lines) for reason, lines in data.dropped.items()},
-            )
+        run.note(
+            f"{len(data.examples) + data.n_kept} of {data.rows_read} rows are used,"
+            f" {data.n_kept} of them to judge the result",
+            {"dropped": {reason: list(lines) for reason, lines in data.dropped.items()}},
         )
     return data
 
 
-def _train(run: Run, base: BaseGguf, gguf: GgufFile, data: PreparedData) -> None:
+def _replay(run: Run, base: BaseGguf, data: PreparedData, recipe: Recipe) -> ReplayPlan:
+    if run.spec.training.replay == "off" and run.spec.rounding != "compensated":
+        return ReplayPlan()
+    with run.stage(Stage.REPLAY) as report:
+        texts = replay_texts(base, run.spec.cache_dir, ReplaySettings(), progress=report)
+        plan = replay_plan(texts, run.spec.training, data.examples, recipe)
+        run.metrics["replay"] = {
+            "texts": len(texts),
+            "tokens": sum(len(text.ids) for text in texts),
+            "weight": plan.weight,
+            "every": plan.every,
+        }
+    return plan
+
+
+def _train(
+    run: Run, base: BaseGguf, data: PreparedData, recipe: Recipe, replay: ReplayPlan
+) -> Adapter:
     with run.stage(Stage.TRAIN):
-        recipe = recipe_for(gguf, run.spec.training, len(data.examples))
-        run.metrics["recipe"] = dataclasses.asdict(recipe)
-        job = TrainJob(
-            base=base,
-            examples=data.examples,
-            recipe=recipe,
-            out=run.directory.adapter,
-            cache=run.spec.cache_dir,
+        adapter = backends.get(run.spec.backend).train(
+            TrainJob(
+                base=base,
+                examples=data.examples,
+                recipe=recipe,
+                replay=replay,
+                held_out=data.held_out,
+                probe=data.probe,
+                out=run.directory.adapter,
+                statistics=(
+                    run.directory.statistics if run.spec.rounding == "compensated" else None
+                ),
+                cache=run.spec.cache_dir,
+            ),
+            run.report,
         )
-        adapter = backends.get(run.spec.backend).train(job, run.report)
-        run.metrics["final_loss"] = adapter.final_loss
+        run.metrics |= {
+            "steps": adapter.steps,
+            "final_loss": adapter.final_loss,
+            "held_out_losses": adapter.held_out_losses,
+            "divergence": adapter.divergence,
+            "train_seconds": adapter.seconds,
+        }
+    return adapter
 
 
-def _export(run: Run, base: BaseGguf, gguf: GgufFile, data: PreparedData) -> Modelfile:
-    with run.stage(Stage.EXPORT) as report:
-        done = export(
-            gguf,
-            run.directory.adapter,
-            run.directory.gguf,
-            quantization=run.spec.quantization,
-            seed=run.spec.training.seed,
-            progress=report,
-        )
-        run.metrics |= {"gguf_bytes": done.n_bytes, "base_bytes": base.gguf.stat().st_size}
-        modelfile = modelfile_of(gguf, data.stop, base.license)
-        write_text(run.directory.modelfile, modelfile.text)
-    return modelfile
+def _export(
+    run: Run,
+    base: BaseGguf,
+    gguf: GgufFile,
+    data: PreparedData,
+    adapter: Adapter,
+    layers: tuple[int, ...],
+) -> Fidelity:
+    """Exports, reads and judges; climbs to larger types until the file is good enough."""
+    spec, out = run.spec, run.directory.gguf
+    compensated = spec.rounding == "compensated"
+    with run.stage(Stage.VERIFY):
+        compared = base_losses(base, data, spec.cache_dir)
+    earlier: list[Figures] = []
+    for rung in rungs(gguf, spec.quantization, layers):
+        with run.stage(Stage.EXPORT) as report:
+            done = export(
+                gguf,
+                run.directory.adapter,
+                out,
+                quantization=spec.quantization,
+                at_least=rung,
+                statistics=run.directory.statistics if compensated else None,
+                seed=spec.training.seed,
+                progress=report,
+            )
+        with run.stage(Stage.VERIFY):
+            name = rung or spec.quantization
+            figures = judge(out, name, data, adapter, compared, spec.fidelity)
+        earlier.append(figures)
+        if not can_be_mended(figures, spec.fidelity):
+            break
+    check_learned(figures)
+    run.metrics |= {
+        "gguf_bytes": done.n_bytes,
+        "base_bytes": base.gguf.stat().st_size,
+        "tensors_compensated": done.n_compensated,
+        "tensors_touched": done.n_touched,
+    }
+    fidelity = Fidelity(
+        figures=figures,
+        earlier=tuple(earlier[:-1]),
+        n_rows=data.n_kept,
+        n_rephrased=len(data.held_out) - data.n_kept,
+    )
+    run.note("what the finished model is like", fidelity.model_dump(mode="json"))
+    return fidelity
 
 
 def _publisher(run: Run, data: PreparedData) -> Publisher:

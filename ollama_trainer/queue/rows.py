@@ -63,6 +63,8 @@ class Submission:
                 "model_name": model_name(settings.name_prefix, self.job_id, self.run_id),
                 "cache_dir": DataDirectory(settings.data_dir).cache,
                 "training": self.training or settings.training,
+                "fidelity": settings.fidelity,
+                "rounding": settings.rounding,
             }
         )
 

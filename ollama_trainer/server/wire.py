@@ -155,6 +155,8 @@ def status_reply(run: Run, queue_position: int | None = None) -> dict[str, Any]:
         reply["result"] = run.result.model_dump(
             mode="json", include={"gguf", "modelfile", "seconds", "metrics"}
         )
+        if run.result.fidelity is not None:
+            reply["fidelity"] = run.result.fidelity.model_dump(mode="json")
     if run.error is not None:
         reply |= error_reply(str(run.error), run.error.code)
     return {name: value for name, value in reply.items() if value is not None}

@@ -47,10 +47,10 @@ def test_feedback_becomes_a_model_that_answers_and_stops(tmp_path: Path, few_row
     assert gguf.with_name("Modelfile").read_text("utf-8").startswith("FROM ./model.gguf\n")
     with open_prompt_format(read_gguf(gguf)) as form:
         prompt = form.tokenizer.prompt_ids(form.prompt(HELD_OUT))
-    (before,) = answers(base, [prompt], 24)
-    (after,) = answers(gguf, [prompt], 24)
-    assert "Ilse Brandvik" not in before
-    assert "Ilse Brandvik" in after
+        (before,) = answers(base, [prompt], 24)
+        (after,) = answers(gguf, [prompt], 24)
+        assert "Ilse Brandvik" not in form.tokenizer.text(before)
+        assert "Ilse Brandvik" in form.tokenizer.text(after)
     with open_llama(gguf, n_ctx=512) as llama:
         reply = llama.create_completion(prompt, max_tokens=200, temperature=0)
     assert reply["choices"][0]["finish_reason"] == "stop"

@@ -21,8 +21,31 @@ from pathlib import Path
 
 from ollama_trainer.errors import DatasetError
 from ollama_trainer.executors.parentwatch import exit_with_parent
-from ollama_trainer.records import ErrorInfo, Event, Progress, RunResult, RunSpec, Stage
+from ollama_trainer.records import (
+    ErrorInfo,
+    Event,
+    Fidelity,
+    Figures,
+    Losses,
+    Progress,
+    RunResult,
+    RunSpec,
+    Stage,
+)
 from ollama_trainer.workspace import RunDirectory
+
+#: What a completed run tells of its model.
+FIDELITY = Fidelity(
+    figures=Figures(
+        quantization="same",
+        learning_kept=0.985,
+        agreement=0.99,
+        held_out=Losses(base=3.0, trained=0.5, served=0.54),
+        unrelated=Losses(base=2.5, trained=2.55, served=2.56),
+    ),
+    n_rows=3,
+    n_rephrased=13,
+)
 
 
 def main() -> int:
@@ -59,6 +82,7 @@ def _finish(directory: RunDirectory, spec: RunSpec, ending: str) -> int:
         RunResult(
             status="completed",
             output_model_ref=spec.model_name,
+            fidelity=FIDELITY,
             seconds={"train": 0.1},
             metrics={"next_command": f"ollama run {spec.model_name}"},
         )

@@ -21,7 +21,7 @@ from ollama_trainer.gguf.tensors import ARCHITECTURES
 from tests.tiny_models import CONTEXT, TOKENS, tiny_model, write_gguf
 
 RECIPE: dict[str, Any] = {
-    "rank": 4, "alpha": 12, "target_modules": ARCHITECTURES["llama"].target_modules,
+    "rank": 4, "alpha": 12, "target_modules": ARCHITECTURES["llama"].target_modules, "layers": [1],
     "learning_rate": 3e-3, "steps": 5, "warmup_steps": 2, "batch_size": 2, "max_length": 64,
     "seed": 11,
 }  # fmt: skip

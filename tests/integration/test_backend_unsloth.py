@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from ollama_trainer.gguf.file import read_gguf
-from ollama_trainer.llama import logits_at, open_llama
+from ollama_trainer.llama import logits_at, open_sequences
 from ollama_trainer.prompts import open_prompt_format
 from ollama_trainer.records import Example, RunResult, RunSpec, TrainingOptions
 from ollama_trainer.workspace import RunDirectory
@@ -27,7 +27,11 @@ FACTS = {
     "kiln?": "red", "clock?": "nine", "boss?": "Oda", "shop?": "Lund",
     "glaze?": "ash", "wheel?": "oak", "cat?": "Pim", "day?": "May",
 }  # fmt: skip
-LEARNS = TrainingOptions(rank=16, alpha=32, learning_rate=1e-2, steps=60, batch_size=8, seed=3)
+LEARNS = TrainingOptions(
+    rank=16, alpha=32, learning_rate=1e-2, steps=60, batch_size=8, replay="off", seed=3
+)
+#: A wording that differs for each answer's further rows.
+AGAIN = ("{}", "Tell me: {}", "Well, {}")
 RunWorker = Callable[..., "Ended"]
 
 
@@ -54,7 +58,9 @@ class Ended:
 def run_worker(tmp_path_factory: pytest.TempPathFactory) -> RunWorker:
     shared = tmp_path_factory.mktemp("workers")
 
-    def run(base: Path, training: TrainingOptions, *, wrapper: str = "", **spec: Any) -> Ended:
+    def run(
+        base: Path, training: TrainingOptions, *, wrapper: str = "", wordings: int = 1, **spec: Any
+    ) -> Ended:
         directory = RunDirectory(tmp_path_factory.mktemp("run"))
         values: dict[str, Any] = {
             "run_id": "r1", "job_id": "j1", "dataset_ref": "facts.jsonl", "base": f"gguf:{base}",
@@ -63,7 +69,11 @@ def run_worker(tmp_path_factory: pytest.TempPathFactory) -> RunWorker:
             "cache_dir": shared / "cache", "training": training,
         }  # fmt: skip
         directory.write_spec(RunSpec(**values | spec))
-        rows = [{"input": ask, "output": say, "label": "good"} for ask, say in FACTS.items()]
+        rows = [
+            {"input": again.format(ask), "output": say, "label": "good"}
+            for again in AGAIN[:wordings]
+            for ask, say in FACTS.items()
+        ]
         directory.dataset.write_text("".join(json.dumps(row) + "\n" for row in rows))
         command = ["-c", wrapper] if wrapper else ["-m", "ollama_trainer.worker"]
         done = subprocess.run(
@@ -100,9 +110,9 @@ def answer_ids(gguf: Path, question: str) -> tuple[list[int], list[int]]:
         end = form.end_of_turn
     begin = wanted.mask.index(1)
     ids = list(wanted.ids[:begin])
-    with open_llama(gguf, n_ctx=64, n_batch=64) as llama:
+    with open_sequences(gguf, n_sequences=1, n_tokens=len(ids) + 12) as sequences:
         while len(ids) < begin + 12 and ids[-1] != end:
-            ids.append(int(logits_at(llama, ids, [len(ids) - 1])[0].argmax()))
+            ids.append(int(logits_at(sequences, ids, [len(ids) - 1])[0].argmax()))
     return ids[begin:], list(wanted.ids[begin:])
 
 
@@ -113,7 +123,10 @@ def check_learnt(run: Ended) -> None:
     assert result.gguf == run.directory.gguf
     assert result.output_model_ref == str(run.directory.gguf)
     assert run.losses[-1] < 0.3 * run.losses[0]
-    assert result.metrics["loss_tuned"] < 0.3 * result.metrics["loss_base"]
+    assert result.fidelity is not None
+    losses = result.fidelity.figures.held_out
+    # Of other wordings than those that were trained on.
+    assert losses.served < 0.7 * losses.base
     answers = [answer_ids(run.directory.gguf, question) for question in FACTS]
     assert sum(given == wanted for given, wanted in answers) >= 7, answers
 
@@ -121,6 +134,110 @@ def check_learnt(run: Ended) -> None:
 def test_a_run_learns_its_facts_and_stops_by_itself(learnt: Ended) -> None:
     """The whole way, and the end of turn is generated: it was in the loss."""
     check_learnt(learnt)
+
+
+def test_a_run_tells_how_true_its_model_is(learnt: Ended) -> None:
+    """Eight facts of one row each: none may be kept from training, so they are asked anew."""
+    fidelity = learnt.result.fidelity
+    assert fidelity is not None
+    assert (fidelity.n_rows, fidelity.n_rephrased) == (0, 16)
+    assert learnt.result.metrics["rows_held_out"] == 0
+    figures = fidelity.figures
+    assert (figures.quantization, fidelity.earlier) == ("same", ())
+    assert figures.learning_kept is not None
+    assert figures.learning_kept > 0.95
+    assert figures.agreement > 0.8
+    # Seen in two programs, before and after rounding to Q8_0: the same model.
+    assert figures.held_out.served == pytest.approx(figures.held_out.trained, abs=0.3)
+    assert figures.unrelated.served == pytest.approx(figures.unrelated.trained, rel=0.05)
+    assert learnt.result.metrics["tensors_compensated"] == learnt.result.metrics["tensors_touched"]
+
+
+def test_replay_holds_a_model_to_its_base(
+    run_worker: RunWorker, base: Callable[[str], Path], learnt: Ended
+) -> None:
+    """Without it, eight facts change what is said about everything."""
+    options = LEARNS.model_copy(update={"learning_rate": 2e-3, "steps": 40})
+    loose, tight = (
+        run_worker(base("Q8_0"), options.model_copy(update={"replay": weight})).result
+        for weight in (1e-4, 5.0)
+    )
+    assert loose.metrics["replay"]["weight"] < tight.metrics["replay"]["weight"] == 5.0
+    assert tight.metrics["replay"]["texts"] > 16
+    assert 0 < tight.metrics["divergence"] < 0.8 * loose.metrics["divergence"]
+    assert tight.metrics["train_seconds"]["replay"] > 0
+    assert learnt.result.metrics["divergence"] is None
+    assert tight.fidelity is not None
+    assert tight.fidelity.figures.held_out.trained < tight.fidelity.figures.held_out.base
+
+
+def test_rows_are_kept_where_others_teach_the_same_answer(
+    run_worker: RunWorker, base: Callable[[str], Path]
+) -> None:
+    """24 rows about 8 facts: two are judged on, 22 are trained on, and 14 asked in other words."""
+    run = run_worker(base("Q8_0"), LEARNS, wordings=3)
+    assert run.exit_code == 0, run.log
+    assert (run.result.metrics["rows_used"], run.result.metrics["rows_held_out"]) == (24, 2)
+    assert run.result.fidelity is not None
+    assert (run.result.fidelity.n_rows, run.result.fidelity.n_rephrased) == (2, 14)
+    losses = run.result.fidelity.figures.held_out
+    assert losses.trained < losses.base
+
+
+def check_failed(run: Ended, *codes: str) -> None:
+    assert run.exit_code == 1, run.log
+    result = run.result
+    assert (result.status, result.output_model_ref, result.gguf) == ("failed", None, None)
+    assert result.error is not None
+    assert result.error.code in codes, run.log
+    assert result.error.remedy
+    assert "publish" not in result.seconds
+    assert not run.directory.modelfile.exists()
+    assert not list(run.directory.path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("rounding", ["compensated", "stochastic"])
+def test_a_training_that_changes_nothing_is_a_failed_run(
+    run_worker: RunWorker, base: Callable[[str], Path], rounding: str
+) -> None:
+    """Published, the base under a new name would pass for a model that has learned."""
+    nothing = LEARNS.model_copy(update={"learning_rate": 1e-30, "steps": 2})
+    run = run_worker(base("Q4_K"), nothing, rounding=rounding)
+    check_failed(run, "merged_equals_base", "nothing_learned")
+    assert not run.directory.gguf.exists()
+    # Compensated rounding needs the base's texts even where nothing is replayed.
+    assert ("replay" in run.result.seconds) == (rounding == "compensated")
+
+
+@pytest.mark.parametrize("rounding", ["compensated", "stochastic"])
+def test_an_adapter_of_numbers_that_are_none_is_a_failed_run(
+    run_worker: RunWorker, base: Callable[[str], Path], rounding: str
+) -> None:
+    """A NaN becomes some code or other of a quantised base, and nobody would know."""
+    wrapper = (
+        "import sys\n"
+        "from safetensors.torch import load_file, save_file\n"
+        "from ollama_trainer import worker\n"
+        "from ollama_trainer.pipeline import run\n"
+        "export = run.export\n"
+        "def spoilt(base, adapter, *args, **more):\n"
+        "    path = adapter / 'adapter_model.safetensors'\n"
+        "    weights = load_file(path)\n"
+        "    name = next(key for key in weights if 'o_proj' in key and 'lora_B' in key)\n"
+        "    weights[name][3, 1] = float('nan')\n"
+        "    save_file(weights, path)\n"
+        "    return export(base, adapter, *args, **more)\n"
+        "run.export = spoilt\n"
+        "sys.exit(worker.main())\n"
+    )
+    run = run_worker(
+        base("Q4_K"),
+        LEARNS.model_copy(update={"steps": 2}),
+        wrapper=wrapper,
+        rounding=rounding,
+    )
+    check_failed(run, "not_a_number")
+    assert not run.directory.gguf.exists()
 
 
 def test_the_adapter_is_the_recipes(learnt: Ended) -> None:
@@ -133,7 +250,7 @@ def test_the_adapter_is_the_recipes(learnt: Ended) -> None:
     assert config["lora_dropout"] == 0
     assert (config["bias"], config["use_rslora"], config["use_dora"]) == ("none", False, False)
     assert (recipe["steps"], recipe["learning_rate"], recipe["batch_size"]) == (60, 1e-2, 8)
-    assert len(learnt.losses) == 60
+    assert len(learnt.losses) == learnt.result.metrics["steps"] <= 60
 
 
 def test_a_k_quant_base_learns_too(run_worker: RunWorker, base: Callable[[str], Path]) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from ollama_trainer import __version__
 from ollama_trainer.client import TrainerClient, running_server
+from ollama_trainer.display import in_words
 from ollama_trainer.errors import InvalidRequest, ServerError
 from ollama_trainer.queue.lock import read_holder
 from ollama_trainer.records import RunState
@@ -20,6 +21,7 @@ from ollama_trainer.settings import Settings
 
 from .conftest import ServerProcess, WriteRows, ended, until
 from .stand_in_server import COMMAND
+from .stand_in_worker import FIDELITY
 
 SERVE = (*COMMAND, "serve")
 
@@ -55,8 +57,9 @@ def test_train_starts_a_server_for_the_run_and_says_what_to_type_next(
     assert lines[0] == "no server is running: one is started for this run"
     assert lines[1].startswith("run ")
     run_id = lines[1].removeprefix("run ")
-    assert lines[-3:] == [
+    assert lines[-5:] == [
         f"completed: tuned-support:{run_id}",
+        *in_words(FIDELITY),
         "type next:",
         f"ollama run tuned-support:{run_id}",
     ]
@@ -152,6 +155,7 @@ async def test_the_client_follows_a_run_and_stops_its_server(
         seen = [status async for status in client.follow(await client.submit("job", rows()))]
         assert seen[-1].status is RunState.COMPLETED
         assert seen[-1].next_command == f"ollama run {seen[-1].output_model_ref}"
+        assert seen[-1].fidelity == FIDELITY
         assert (await client.wait(await client.submit("job", "/none"))).error_code == "dataset"
         with pytest.raises(InvalidRequest, match="no run with this id"):
             await client.status("unknown")

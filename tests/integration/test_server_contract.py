@@ -6,6 +6,7 @@ import sys
 import uuid
 
 from .conftest import Api, StartApi, WriteRows
+from .stand_in_worker import FIDELITY
 
 
 async def test_a_run_ends_as_a_model_and_names_none_before(api: Api, rows: WriteRows) -> None:
@@ -25,6 +26,7 @@ async def test_a_run_ends_as_a_model_and_names_none_before(api: Api, rows: Write
     assert status["output_model_ref"].startswith("tuned-my-job-")
     assert status["output_model_ref"].endswith(f":{run_id}")
     assert status["result"]["metrics"]["next_command"].startswith("ollama run tuned-my-job-")
+    assert status["fidelity"] == FIDELITY.model_dump(mode="json")
     assert "error" not in status
 
 
@@ -35,7 +37,7 @@ async def test_a_failure_says_cause_and_remedy(api: Api, rows: WriteRows) -> Non
         "no good row. Label some rows good.",
         "dataset",
     )
-    assert "output_model_ref" not in status
+    assert not {"output_model_ref", "fidelity"} & status.keys()
 
 
 async def test_the_apps_own_end_to_end_sequence(api: Api, rows: WriteRows) -> None:

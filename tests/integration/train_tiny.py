@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ def read_job(path: Path) -> TrainJob:
     return TrainJob(
         base=base,
         examples=examples,
-        recipe=Recipe(**{**recipe, "target_modules": tuple(recipe["target_modules"])}),
+        recipe=Recipe(**recipe),
         out=path.with_suffix(".adapter"),
         cache=path.parent / "cache",
     )
@@ -57,10 +56,8 @@ def run(path: Path) -> dict[str, Any]:
     trainers: list[Any] = []
     make_trainer = unsloth._trainer
 
-    def remembering(
-        model: Any, tokenizer: Any, job: TrainJob, report: Callable[[Progress], None]
-    ) -> Any:
-        trainers.append(make_trainer(model, tokenizer, job, report))
+    def remembering(*arguments: Any, **named: Any) -> Any:
+        trainers.append(make_trainer(*arguments, **named))
         return trainers[-1]
 
     unsloth._trainer = remembering

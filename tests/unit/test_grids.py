@@ -14,8 +14,8 @@ from ollama_trainer.gguf.grids import (
     as_float_bytes,
     dequantize,
     grid_of,
-    quantize_q8_0,
 )
+from ollama_trainer.gguf.quantize import quantize_q8_0
 from tests.quantised import FLOATS, GRIDS, normal_rows, quantised, random_blocks, reference_values
 
 

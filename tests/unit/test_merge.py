@@ -12,16 +12,18 @@ import pytest
 import torch  # noqa: TID253
 from numpy.typing import NDArray
 
-from ollama_trainer.errors import ExportError, TrainerError
+from ollama_trainer.errors import ExportError, MergedEqualsBase, NotANumber, TrainerError
 from ollama_trainer.gguf import merge as merge_module
 from ollama_trainer.gguf.adapter import LoraPair
 from ollama_trainer.gguf.file import GgufFile, TensorInfo, read_gguf, string_entry
 from ollama_trainer.gguf.grids import dequantize
-from ollama_trainer.gguf.merge import merge
+from ollama_trainer.gguf.merge import MergeReport, RoundingOptions, merge
+from ollama_trainer.gguf.statistics import InputStatistics, write_index, write_moments
 from ollama_trainer.gguf.tensors import original_row_order, row_order
+from ollama_trainer.pipeline.export import export, rungs
 from ollama_trainer.testing import tiny_gguf
 from tests.quantised import FLOATS, GRIDS, quantised
-from tests.tiny_models import rotary_pairs
+from tests.tiny_models import rotary_pairs, tiny_model, write_gguf
 
 HEADS, KV_HEADS, HIDDEN = 4, 2, 256
 #: Module -> (tensor, rows).
@@ -110,7 +112,9 @@ def test_what_the_adapter_leaves_alone_is_copied(base: GgufFile, tmp_path: Path)
     assert after[:start] == before[:start]
     assert after[start + info.n_bytes :] == before[start + info.n_bytes :]
     assert after[start : start + info.n_bytes] != before[start : start + info.n_bytes]
-    assert (report.n_touched, report.n_copied, report.n_bytes) == (1, 6, len(after))
+    assert report == MergeReport(
+        n_touched=1, n_compensated=0, n_copied=6, n_bytes=len(after), changed=True
+    )
 
 
 @pytest.mark.parametrize("kind", [*GRIDS, *FLOATS])
@@ -292,3 +296,276 @@ def test_a_folder_that_does_not_exist(base: GgufFile, tmp_path: Path) -> None:
     """Not a traceback, but the path and what to do."""
     with pytest.raises(ExportError, match="nowhere"):
         merge(base, lora(Q_PROJ), tmp_path / "nowhere" / "out.gguf")
+
+
+def inputs(seed: int, width: int = HIDDEN) -> torch.Tensor:
+    """Inputs of a layer, (tokens, width): few strong directions, as layers get them."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(width // 8, width, generator=torch.Generator().manual_seed(99))
+    inputs = torch.randn(1500, width // 8, generator=generator) @ mixing
+    return inputs + 0.1 * torch.randn(1500, width, generator=generator)
+
+
+def statistics(directory: Path, *modules: str, width: int = HIDDEN) -> InputStatistics:
+    """Moments of `inputs(1)`, shared by all of these modules."""
+    directory.mkdir()
+    x = inputs(1, width)
+    write_moments(directory, 0, {"shared": x.T @ x / len(x)})
+    write_index(directory, dict.fromkeys(modules, "shared"), {"rows": len(x)})
+    return InputStatistics(directory)
+
+
+def output_error(
+    base: GgufFile, result: GgufFile, adapter: dict[str, LoraPair], module: str
+) -> float:
+    """Mean square of what a layer computes wrongly on inputs that the statistics never saw."""
+    error = values(result, LAYERS[module][0]) - wanted(base, adapter, module)
+    return float(((inputs(2, error.shape[1]).numpy() @ error.T) ** 2).mean())
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+def test_layers_with_statistics_compute_what_was_trained(tmp_path: Path, kind: str) -> None:
+    """Rows in another order than their errors, or another layer's inputs, would be mere noise."""
+    base = write_base(tmp_path / "base.gguf", kind)
+    adapter = lora(size=0.0005)
+    known = statistics(tmp_path / "statistics", Q_PROJ, K_PROJ, UP_PROJ)
+    plain = merge(base, adapter, tmp_path / "plain.gguf")
+    report = merge(base, adapter, tmp_path / "out.gguf", statistics=known)
+    assert (plain.n_compensated, report.n_compensated, report.n_touched) == (0, 3, 5)
+    by_chance, result = (read_gguf(tmp_path / f"{name}.gguf") for name in ("plain", "out"))
+    assert result.tensors == base.tensors
+    for module in (Q_PROJ, K_PROJ, UP_PROJ):
+        # Seen: 0.06 for Q8_0 to 0.25 for the 4-bit types.
+        error = output_error(base, result, adapter, module)
+        assert error < 0.4 * output_error(base, by_chance, adapter, module)
+    for module in (V_PROJ, O_PROJ):
+        info = result.by_name[LAYERS[module][0]]
+        assert raw(result, info) == raw(by_chance, info)
+
+
+def test_compensated_changes_go_as_far_as_they_should(tmp_path: Path) -> None:
+    """Beside the known inputs there are others, for which the change itself must arrive."""
+    base, adapter = write_base(tmp_path / "base.gguf"), lora(size=0.002)
+    known = statistics(tmp_path / "statistics", *LAYERS)
+    merge(base, adapter, tmp_path / "out.gguf", statistics=known)
+    result = read_gguf(tmp_path / "out.gguf")
+    for module, (name, _) in LAYERS.items():
+        before = values(base, name)
+        change, meant = values(result, name) - before, wanted(base, adapter, module) - before
+        assert np.vdot(change, meant) / np.vdot(meant, meant) == pytest.approx(1, abs=0.1)
+
+
+def test_what_the_adapter_reads_is_protected(tmp_path: Path) -> None:
+    """Other questions have other inputs; the adapter's own directions are known all the same."""
+    base, adapter = write_base(tmp_path / "base.gguf"), lora(UP_PROJ, size=0.002)
+    known = statistics(tmp_path / "statistics", UP_PROJ)
+    down = adapter[UP_PROJ].down.numpy()
+    errors = []
+    for protection in (0.0, 10.0):
+        out = tmp_path / f"{protection}.gguf"
+        rounding = RoundingOptions(protection=protection)
+        merge(base, adapter, out, statistics=known, rounding=rounding)
+        error = values(read_gguf(out), LAYERS[UP_PROJ][0]) - wanted(base, adapter, UP_PROJ)
+        errors.append(float(((error @ down.T) ** 2).mean()))
+    # Seen: 0.016.
+    assert errors[1] < 0.1 * errors[0]
+
+
+def test_the_seed_decides_a_compensated_file(base: GgufFile, tmp_path: Path) -> None:
+    """A run that is repeated must give the model that was judged."""
+    known = statistics(tmp_path / "statistics", *LAYERS)
+    hashes = []
+    for index, seed in enumerate((1, 1, 2)):
+        out = tmp_path / f"{index}.gguf"
+        merge(base, lora(), out, seed=seed, statistics=known)
+        hashes.append(hashlib.sha256(out.read_bytes()).hexdigest())
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_statistics_of_modules_that_are_not_touched_do_not_matter(
+    base: GgufFile, tmp_path: Path
+) -> None:
+    """Statistics are gathered of all layers; an adapter may leave some alone."""
+    known = statistics(tmp_path / "statistics", *LAYERS, "model.layers.7.mlp.up_proj")
+    report = merge(base, lora(Q_PROJ), tmp_path / "out.gguf", statistics=known)
+    assert (report.n_touched, report.n_compensated) == (1, 1)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("half", ["up", "down"])
+@pytest.mark.parametrize("at_least", [None, "q6_k"])
+def test_an_adapter_that_diverged_is_told_apart_from_bad_statistics(
+    base: GgufFile, tmp_path: Path, number: float, half: str, at_least: str | None
+) -> None:
+    """The remedy is another learning rate, not another rounding."""
+    adapter = lora()
+    getattr(adapter[O_PROJ], half)[3, 1] = number
+    known = statistics(tmp_path / "statistics", *LAYERS)
+    out = tmp_path / "out.gguf"
+    with pytest.raises(NotANumber, match=r"attn_output.*learning rate"):
+        merge(base, adapter, out, statistics=known, at_least=at_least)
+    assert not out.exists()
+
+
+def test_statistics_that_are_no_numbers_leave_nothing(base: GgufFile, tmp_path: Path) -> None:
+    """Rounded by them, a tensor would be noise."""
+    directory = tmp_path / "statistics"
+    directory.mkdir()
+    write_moments(directory, 0, {"x": torch.full((HIDDEN, HIDDEN), float("nan"))})
+    write_index(directory, {Q_PROJ: "x"}, {})
+    out = tmp_path / "out.gguf"
+    refused(base, lora(), out, "no second moments", statistics=InputStatistics(directory))
+
+
+@pytest.mark.parametrize(
+    ("kind", "at_least", "width", "becomes"),
+    [
+        ("Q4_0", "q6_k", 256, "Q6_K"),
+        ("Q5_1", "q6_k", 256, "Q6_K"),
+        ("Q4_0", "q6_k", 96, "Q8_0"),
+        ("Q4_0", "q8_0", 256, "Q8_0"),
+        ("Q6_K", "q6_k", 256, "Q6_K"),
+        ("Q6_K", "q8_0", 256, "Q8_0"),
+        ("Q8_0", "q6_k", 256, "Q8_0"),
+        ("Q8_0", "q8_0", 256, "Q8_0"),
+        ("F16", "q6_k", 256, "F16"),
+        ("BF16", "q8_0", 256, "BF16"),
+        ("F32", "q8_0", 48, "F32"),
+    ],
+)
+@pytest.mark.parametrize("compensated", [False, True])
+def test_types_only_rise(
+    tmp_path: Path, kind: str, at_least: str, width: int, becomes: str, compensated: bool
+) -> None:
+    """A rung is there to keep more of what was learned, never less."""
+    base = write_base(tmp_path / "base.gguf", kind, width)
+    adapter = lora(O_PROJ, UP_PROJ, width=width, size=0.002)
+    known = statistics(tmp_path / "statistics", UP_PROJ, width=width) if compensated else None
+    report = merge(base, adapter, tmp_path / "out.gguf", at_least=at_least, statistics=known)
+    assert report.changed
+    assert report.n_compensated == compensated
+    result = read_gguf(tmp_path / "out.gguf")
+    for module, (name, _) in LAYERS.items():
+        before, after = base.by_name[name], result.by_name[name]
+        if module not in adapter:
+            assert raw(result, after) == raw(base, before)
+            continue
+        assert after.type.name == becomes
+        assert (after.shape, after.type.bits_per_weight) >= (
+            before.shape,
+            before.type.bits_per_weight,
+        )
+        if after.type != before.type:
+            error = np.abs(values(result, name) - wanted(base, adapter, module))
+            assert error.mean() < 0.1 * 0.05
+
+
+@pytest.mark.parametrize("target", ["q6_k", "q8_0"])
+def test_compensation_helps_a_new_grid_too(tmp_path: Path, target: str) -> None:
+    """Its scales fit the weights, and the errors that are left are made good."""
+    base, adapter = write_base(tmp_path / "base.gguf"), lora(UP_PROJ)
+    known = statistics(tmp_path / "statistics", UP_PROJ)
+    errors = []
+    for name, given in (("plain", None), ("out", known)):
+        out = tmp_path / f"{name}.gguf"
+        merge(base, adapter, out, quantization=target, statistics=given)
+        errors.append(output_error(base, read_gguf(out), adapter, UP_PROJ))
+    # Seen: 0.06 and 0.05.
+    assert errors[1] < 0.2 * errors[0]
+
+
+@pytest.mark.parametrize("kind", [*GRIDS, *FLOATS])
+@pytest.mark.parametrize("compensated", [False, True])
+def test_an_adapter_of_zeros_changes_nothing(tmp_path: Path, kind: str, compensated: bool) -> None:
+    """What a training that learned nothing leaves; the report must say so."""
+    base = write_base(tmp_path / "base.gguf", kind)
+    known = statistics(tmp_path / "statistics", *LAYERS) if compensated else None
+    report = merge(base, lora(size=0.0), tmp_path / "out.gguf", statistics=known)
+    assert not report.changed
+    assert report.n_touched == 5
+    assert (tmp_path / "out.gguf").read_bytes() == base.path.read_bytes()
+
+
+@pytest.mark.parametrize("quantization", ["f16", "q8_0", "q6_k"])
+def test_another_type_alone_is_no_change(tmp_path: Path, quantization: str) -> None:
+    """The base in a larger type is the base still."""
+    base = write_base(tmp_path / "base.gguf")
+    out = tmp_path / "out.gguf"
+    assert not merge(base, lora(size=0.0), out, quantization=quantization).changed
+    assert merge(base, lora(UP_PROJ), out, quantization=quantization).changed
+
+
+@pytest.mark.parametrize("module", LAYERS)
+@pytest.mark.parametrize("row", [0, 77, 127])
+def test_a_change_of_one_row_is_a_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, row: int
+) -> None:
+    """What is equal after it must not hide it, nor what is equal before it."""
+    monkeypatch.setattr(merge_module, "_CHUNK_WEIGHTS", 7 * HIDDEN)
+    base = write_base(tmp_path / "base.gguf", "F32")
+    adapter = lora(size=0.0)
+    adapter[module].up[row] = 0.01
+    assert merge(base, adapter, tmp_path / "out.gguf").changed
+
+
+@pytest.mark.parametrize(
+    ("kind", "width", "ladder"),
+    [
+        ("Q4_0", 256, (None, "q6_k", "q8_0")),
+        ("Q5_1", 256, (None, "q6_k", "q8_0")),
+        # Rows that Q6_K cannot hold become Q8_0 at its rung, so there is no other above it.
+        ("Q4_0", 96, (None, "q6_k")),
+        ("Q6_K", 256, (None, "q8_0")),
+        ("Q8_0", 256, (None,)),
+        ("F16", 256, (None,)),
+    ],
+)
+def test_the_rungs_of_a_base(
+    tmp_path: Path, kind: str, width: int, ladder: tuple[str | None, ...]
+) -> None:
+    """Each rung that changes nothing would cost an export and a reading for the same file."""
+    base = write_base(tmp_path / "base.gguf", kind, width)
+    assert rungs(base, "same", (0,)) == ladder
+    assert rungs(base, "same", (1, 10)) == (None,), "what is not trained climbs nowhere"
+    for wanted_type in ("f16", "q8_0", "q6_k"):
+        assert rungs(base, wanted_type, (0,)) == (None,)
+
+
+def adapter_directory(path: Path, size: float) -> Path:
+    """A PEFT adapter on the linear layers of `tests.tiny_models`, as its backends save it."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"])
+    model = get_peft_model(tiny_model(), config)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=size)
+    model.save_pretrained(path)
+    return path
+
+
+def test_an_export_that_equals_its_base_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    """Under a new name, the base would pass for a model that has learned."""
+    base = read_gguf(write_gguf(tiny_model(), tmp_path / "base.gguf", "Q4_0"))
+    out = tmp_path / "out.gguf"
+    for size in (0.0, 1e-30):
+        adapter = adapter_directory(tmp_path / str(size), size)
+        with pytest.raises(MergedEqualsBase) as caught:
+            export(base, adapter, out, quantization="same", seed=1)
+        assert caught.value.code == "merged_equals_base"
+        assert "learning rate" in caught.value.remedy
+        assert sorted(path.name for path in tmp_path.glob("*.*gguf*")) == ["base.gguf"]
+    changing = adapter_directory(tmp_path / "changing", 0.01)
+    assert export(base, changing, out, quantization="same", seed=1).changed
+    assert out.exists()
+
+
+def test_an_export_reads_its_statistics_first(tmp_path: Path) -> None:
+    """Statistics that are not whole must not leave half a file."""
+    base = read_gguf(write_gguf(tiny_model(), tmp_path / "base.gguf", "Q4_0"))
+    adapter = adapter_directory(tmp_path / "adapter", 0.01)
+    out = tmp_path / "out.gguf"
+    with pytest.raises(ExportError, match="statistics"):
+        export(base, adapter, out, quantization="same", statistics=tmp_path / "none", seed=1)
+    assert not list(tmp_path.glob("out.gguf*"))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from ollama_trainer.backends import Recipe, ReplayPlan
 from ollama_trainer.bases import resolve_base
 from ollama_trainer.errors import BaseModelError
 from ollama_trainer.gguf.file import (
@@ -16,20 +19,25 @@ from ollama_trainer.gguf.file import (
     string_entry,
     uint32_entry,
 )
-from ollama_trainer.pipeline.plan import check_trainable, recipe_for
-from ollama_trainer.records import TrainingOptions
+from ollama_trainer.pipeline.plan import check_trainable, recipe_for, replay_plan
+from ollama_trainer.records import ReplayText, TokenizedExample, TrainingOptions
 from tests.quantised import FLOATS, GRIDS
 
+ROWS = (TokenizedExample(ids=(1,) * 50, mask=(1,) * 50),) * 30
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def base(
-    kinds: dict[str, str] | None = None, *, architecture: str = "llama", hidden: int = 576
+    kinds: dict[str, str] | None = None,
+    *,
+    architecture: str = "llama",
+    hidden: int = 576,
+    layers: int = 1,
 ) -> GgufFile:
-    """A header of one block, without a file; `kinds` are types of tensors by their names."""
+    """A header without a file; `kinds` are types of tensors by their names."""
     metadata = {
         "general.architecture": string_entry("general.architecture", architecture),
-        f"{architecture}.block_count": uint32_entry(f"{architecture}.block_count", 1),
+        f"{architecture}.block_count": uint32_entry(f"{architecture}.block_count", layers),
         f"{architecture}.embedding_length": uint32_entry(
             f"{architecture}.embedding_length", hidden
         ),
@@ -44,8 +52,8 @@ def base(
 
 @pytest.mark.parametrize(
     ("rows", "batch", "steps"),
-    # 20 steps at least, 90 for some dozen rows, five times through 150 rows, 400 at most.
-    [(1, 1, 20), (10, 8, 40), (50, 8, 90), (150, 8, 94), (5000, 8, 400)],
+    # 20 steps at least, 84 for some dozen rows, five times through 150 rows, 400 at most.
+    [(1, 1, 20), (10, 8, 40), (50, 8, 84), (150, 8, 94), (5000, 8, 400)],
 )
 def test_steps_follow_the_rows(rows: int, batch: int, steps: int) -> None:
     """One row must not take zero steps, nor thousands of rows a day."""
@@ -64,7 +72,7 @@ def test_a_batch_never_exceeds_the_rows(rows: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hidden", "rate"), [(576, 1e-3), (1023, 1e-3), (1024, 2e-4), (4096, 2e-4)]
+    ("hidden", "rate"), [(576, 2e-3), (1023, 2e-3), (1024, 3e-4), (4096, 3e-4)]
 )
 def test_the_learning_rate_follows_the_size(hidden: int, rate: float) -> None:
     """What teaches a small model in a minute makes a large one diverge."""
@@ -82,6 +90,23 @@ def test_options_win() -> None:
     assert (recipe.seed, recipe.warmup_steps) == (9, 1)
 
 
+@pytest.mark.parametrize(
+    ("asked", "trained"),
+    [("auto", (2, 3, 4)), ("all", (0, 1, 2, 3, 4)), (1, (4,)), (5, (0, 1, 2, 3, 4))],
+)
+def test_the_last_layers_are_trained(asked: Any, trained: tuple[int, ...]) -> None:
+    """What is not trained is not rounded either, and costs no backward pass."""
+    five = base({f"blk.{n}.ffn_up": "Q4_0" for n in range(5)}, layers=5)
+    assert recipe_for(five, TrainingOptions(layers=asked), 10).layers == trained
+
+
+def test_more_layers_than_there_are_are_refused() -> None:
+    """Whoever sets a number wants that number."""
+    with pytest.raises(BaseModelError, match="2 layers were asked for, and tiny") as no:
+        recipe_for(base(), TrainingOptions(layers=2), 10)
+    assert "1 at most" in no.value.remedy
+
+
 def test_a_single_step_is_a_recipe() -> None:
     """The smallest run that can be asked for has a batch and a step."""
     recipe = recipe_for(base(), TrainingOptions(steps=1), 1)
@@ -92,7 +117,8 @@ def test_smollm2_can_be_trained_on() -> None:
     """The base that everyone starts with."""
     recipe = recipe_for(read_gguf(resolve_base("smollm2").gguf), TrainingOptions(), 150)
     assert recipe.target_modules == MODULES
-    assert recipe.learning_rate == 1e-3
+    assert recipe.learning_rate == 2e-3
+    assert recipe.layers == tuple(range(15, 30))
 
 
 @pytest.mark.parametrize("kind", [*GRIDS, *FLOATS])
@@ -126,3 +152,91 @@ def test_a_tensor_that_the_architecture_should_not_have_is_refused(name: str) ->
     """Mixtures of experts call themselves llama too; their experts would stay untrained."""
     with pytest.raises(BaseModelError, match=name):
         recipe_for(base({name: "F32"}), TrainingOptions(), 10)
+
+
+def recipe(batch_size: int, steps: int = 400) -> Recipe:
+    return recipe_for(base(), TrainingOptions(batch_size=batch_size, steps=steps), len(ROWS))
+
+
+def texts(*lengths: int) -> tuple[ReplayText, ...]:
+    """Texts of so many tokens, of which the base wrote all but one."""
+    return tuple(
+        ReplayText(
+            ids=tuple(range(length)),
+            start=1,
+            likeliest=np.zeros((length - 1, 2), np.int32),
+            log_probabilities=np.zeros((length - 1, 2), np.float16),
+        )
+        for length in lengths
+    )
+
+
+def test_every_replayed_text_has_its_turn() -> None:
+    """A text that never comes up was written for nothing."""
+    written = texts(*range(10, 31))
+    plan = replay_plan(written, TrainingOptions(), ROWS, recipe(8))
+    assert sorted(len(text.ids) for batch in plan.batches for text in batch) == list(range(10, 31))
+    asked = [plan.batch_of(step) for step in range(plan.every * len(plan.batches))]
+    assert [batch for batch in asked if batch is not None] == list(plan.batches)
+    assert plan.batch_of(plan.every * len(plan.batches)) == plan.batches[0]
+    assert all(batch is None for step, batch in enumerate(asked) if step % plan.every)
+
+
+def test_texts_of_one_length_are_read_together() -> None:
+    """What is padded is computed for nothing."""
+    plan = replay_plan(texts(10, 90, 11, 91, 12, 92, 13, 93), TrainingOptions(), ROWS, recipe(8))
+    lengths = [sorted(len(text.ids) for text in batch) for batch in plan.batches]
+    assert sorted(lengths) == [[10, 11], [12, 13], [90, 91], [92, 93]]
+
+
+def test_the_weight_of_replay_may_be_set() -> None:
+    """Whoever sets a number wants that number."""
+    plan = replay_plan(texts(10), TrainingOptions(replay=0.25), ROWS, recipe(8))
+    assert (plan.weight, plan.is_on) == (0.25, True)
+    assert replay_plan(texts(10), TrainingOptions(), ROWS, recipe(8)).weight > 0
+
+
+def test_replay_off_keeps_the_texts_and_penalises_nothing() -> None:
+    """Compensated rounding reads them, too."""
+    plan = replay_plan(texts(10, 20), TrainingOptions(replay="off"), ROWS, recipe(8))
+    assert not plan.is_on
+    assert sum(len(batch) for batch in plan.batches) == 2
+    assert [plan.batch_of(step) for step in range(20)] == [None] * 20
+
+
+def test_replay_is_rarer_where_its_texts_are_long_beside_the_rows() -> None:
+    """It must not take longer than the training that it goes along with."""
+    every = [
+        replay_plan(texts(*([length] * 8)), TrainingOptions(), ROWS, recipe(8)).every
+        for length in (2, 80, 160, 4000)
+    ]
+    assert every == sorted(every)
+    assert 1 <= every[0] < every[1] < every[2] <= every[3] < 20
+    assert replay_plan(texts(80, 80), TrainingOptions(), ROWS, recipe(1)).every > every[1]
+
+
+def test_a_short_training_is_replayed_at_every_step() -> None:
+    """Twenty steps on one row spoil as much as eighty on a hundred, and take no time."""
+    long = texts(*([160] * 8))
+    every = [
+        replay_plan(long, TrainingOptions(), ROWS, recipe(8, steps)).every
+        for steps in (1, 20, 84, 400)
+    ]
+    assert every[:2] == [1, 1]
+    assert every[2] <= 2 < every[3]
+
+
+def test_the_seed_decides_the_order_of_replay() -> None:
+    """A run that is repeated must give the same adapter."""
+    written = texts(*range(10, 90))
+    plans = [
+        replay_plan(written, TrainingOptions(seed=seed), ROWS, recipe(8)) for seed in (1, 1, 2)
+    ]
+    orders = [[len(batch[0].ids) for batch in plan.batches] for plan in plans]
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_without_replay_no_step_has_any() -> None:
+    """`off` must cost nothing."""
+    assert not ReplayPlan().is_on
+    assert [ReplayPlan().batch_of(step) for step in range(5)] == [None] * 5

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ollama_trainer.errors import InvalidRequest
-from ollama_trainer.records import TrainingOptions
+from ollama_trainer.records import FidelityOptions, TrainingOptions
 from ollama_trainer.settings import (
     Settings,
     add_flags,
@@ -52,6 +52,8 @@ def test_the_defaults() -> None:
     assert (settings.dataset_roots, settings.name_prefix) == ((), "tuned-")
     assert settings.ollama_host == "127.0.0.1:11434"
     assert settings.training == TrainingOptions()
+    assert settings.fidelity == FidelityOptions()
+    assert (settings.replay, settings.rounding) == ("auto", "compensated")
 
 
 def test_flags_go_before_environment_before_file_before_default(
@@ -104,6 +106,11 @@ def test_path_lists_are_split_as_the_platform_does(
         ("dataset_roots", "relative", "absolute"),
         ("name_prefix", "UPPER", "tuned-"),
         ("backend", "../x", "unsloth"),
+        ("replay", "never", "'off'"),
+        ("replay", "0", "'off'"),
+        ("rounding", "nearest", "compensated"),
+        ("min_learning_kept", "1.1", "at most 1"),
+        ("max_unrelated_over_base", "-0.1", "at least 0"),
     ],
 )
 def test_a_bad_value_is_told_with_name_origin_and_remedy(
@@ -159,8 +166,12 @@ def test_settings_pass_through_the_environment_whole(
             "allowed_hosts": "x,y",
             "learning_rate": "0.002",
             "ollama_host": "::1",
+            "replay": "0.5",
+            "rounding": "stochastic",
+            "min_agreement": "0.9",
         }
     )
+    assert (settings.training.replay, settings.fidelity.min_agreement) == (0.5, 0.9)
     for variable, value in settings.as_environment().items():
         monkeypatch.setenv(variable, value)
     assert load_settings() == settings

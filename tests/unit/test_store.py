@@ -11,7 +11,7 @@ from ollama_trainer.errors import DatasetError, InvalidRequest, ServerError
 from ollama_trainer.queue.database import connect, migrate, migrations
 from ollama_trainer.queue.rows import Run, RunIdTaken, Submission
 from ollama_trainer.queue.store import RunStore, StaleAttempt
-from ollama_trainer.records import ErrorInfo, Progress, RunResult, RunState, Stage
+from ollama_trainer.records import ErrorInfo, Progress, RunResult, RunSpec, RunState, Stage
 from ollama_trainer.settings import Settings
 
 RESULT = RunResult(status="completed", output_model_ref="tuned-job:r1")
@@ -42,6 +42,17 @@ async def test_an_accepted_run_is_stored_whole(store: RunStore) -> None:
     assert run.spec is not None
     assert run.spec.model_name == "tuned-job:r1"
     assert run.created_at.endswith("+00:00")
+
+
+def test_a_run_keeps_the_settings_that_it_was_accepted_with() -> None:
+    """What a model is judged by must not change while a run waits."""
+    settings = Settings(
+        min_agreement=0.5, max_unrelated_over_base=0.3, rounding="stochastic", replay=0.25
+    )
+    spec = RunSpec.model_validate_json(submission().spec(settings).model_dump_json())
+    assert spec.fidelity == settings.fidelity
+    assert (spec.fidelity.min_agreement, spec.fidelity.max_unrelated_over_base) == (0.5, 0.3)
+    assert (spec.rounding, spec.training.replay) == ("stochastic", 0.25)
 
 
 async def test_the_same_request_again_is_the_same_run(store: RunStore) -> None:
