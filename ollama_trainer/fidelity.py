@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ollama_trainer.errors import NotANumber
-from ollama_trainer.llama import Sequences, SequenceToken, logits_of, open_sequences
+from ollama_trainer.llama import Sequences, continue_texts, logits_of, open_sequences
 from ollama_trainer.records import Reading, TokenizedExample
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 #: Sequences that are read or written together.
 _TOGETHER = 16
@@ -81,23 +86,10 @@ def answers(gguf: Path, prompts: Sequence[Sequence[int]], max_tokens: int) -> li
 
 def _greedy(
     sequences: Sequences, prompts: Sequence[Sequence[int]], max_tokens: int
-) -> list[list[int]]:
-    begun = sequences.begin(prompts, min(map(len, prompts)) - 1)
-    written: list[list[int]] = [[] for _ in prompts]
-    tokens = [
-        SequenceToken(number, position, token, position == len(prompt) - 1)
-        for number, prompt in enumerate(prompts)
-        for position, token in enumerate(prompt)
-        if position >= begun
-    ]
-    for _ in range(max_tokens):
-        asked = [token for token in tokens if token.wanted]
-        chosen = sequences.decode(tokens).argmax(axis=1).tolist()
-        tokens = []
-        for before, token in zip(asked, chosen, strict=True):
-            if not sequences.ends_generation(token):
-                written[before.sequence].append(token)
-                tokens.append(SequenceToken(before.sequence, before.position + 1, token, True))
-        if not tokens:
-            break
-    return written
+) -> Iterator[list[int]]:
+    def likeliest(_number: int, logits: NDArray[np.float32]) -> int:
+        return int(logits.argmax())
+
+    for written in continue_texts(sequences, prompts, max_tokens, likeliest):
+        ended = bool(written) and sequences.ends_generation(written[-1])
+        yield written[:-1] if ended else written

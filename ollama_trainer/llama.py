@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -68,12 +68,6 @@ class Sequences:
     def ends_generation(self, token: int) -> bool:
         """Whether llama.cpp stops at this token."""
         return ends_generation(self._llama, token)
-
-    def clear(self) -> None:
-        """Forgets every sequence."""
-        import llama_cpp
-
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
 
     def begin(self, texts: Sequence[Sequence[int]], at_most: int) -> int:
         """Forgets every sequence and computes what some texts begin with, once for all of them.
@@ -224,6 +218,48 @@ def logits_of(sequences: Sequences, asked: Sequence[Asked]) -> Iterator[NDArray[
         for _, positions in group:
             yield logits[start : start + len(positions)]
             start += len(positions)
+
+
+def continue_texts(
+    sequences: Sequences,
+    texts: Sequence[Sequence[int]],
+    n_tokens: int,
+    choose: Callable[[int, NDArray[np.float32]], int],
+    progress: Callable[[float], None] = lambda _fraction: None,
+) -> list[list[int]]:
+    """Continues some texts together, each until a token that ends generation.
+
+    Args:
+        sequences: with room for all of them and what is written.
+        texts: token ids of each, at most as many as there are sequences.
+        n_tokens: the most that is written to each.
+        choose: gets a text's number and its logits, and gives the next token.
+        progress: called with the share of `n_tokens` that is written.
+
+    Returns:
+        What was written to each, the token that ends it included.
+    """
+    begun = sequences.begin(texts, min(map(len, texts)) - 1)
+    written: list[list[int]] = [[] for _ in texts]
+    tokens = [
+        SequenceToken(number, position, token, position == len(text) - 1)
+        for number, text in enumerate(texts)
+        for position, token in enumerate(text)
+        if position >= begun
+    ]
+    for step in range(n_tokens):
+        asked = [token for token in tokens if token.wanted]
+        logits = sequences.decode(tokens)
+        tokens = []
+        for before, row in zip(asked, logits, strict=True):
+            token = choose(before.sequence, row)
+            written[before.sequence].append(token)
+            if not sequences.ends_generation(token):
+                tokens.append(SequenceToken(before.sequence, before.position + 1, token, True))
+        progress((step + 1) / n_tokens)
+        if not tokens:
+            break
+    return written
 
 
 def _groups(asked: Sequence[Asked], n_tokens: int, n_sequences: int) -> Iterator[list[Asked]]:

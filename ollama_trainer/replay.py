@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ollama_trainer.errors import BaseModelError, NotANumber
 from ollama_trainer.gguf.file import read_gguf
-from ollama_trainer.llama import Sequences, SequenceToken, open_sequences
+from ollama_trainer.llama import Sequences, continue_texts, open_sequences
 from ollama_trainer.prompts import PromptFormat, open_prompt_format
 from ollama_trainer.records import BaseGguf, ReplayText
 from ollama_trainer.workspace import atomic_path
@@ -211,36 +211,22 @@ def _write(
     import numpy as np
 
     chance = [np.random.default_rng([settings.seed, first + n]) for n in range(len(openings))]
-    ids = [list(opening) for opening in openings]
     said: list[list[_Said]] = [[] for _ in openings]
-    tokens = [
-        SequenceToken(number, position, token, position == len(opening) - 1)
-        for number, opening in enumerate(openings)
-        for position, token in enumerate(opening)
-    ]
-    sequences.clear()
-    for step in range(settings.n_tokens):
-        asked = [token for token in tokens if token.wanted]
-        logits = sequences.decode(tokens)
-        tokens = []
-        for before, row in zip(asked, logits, strict=True):
-            number = before.sequence
-            token, likeliest = _draw(row, settings, chance[number].random())
-            ids[number].append(token)
-            said[number].append(likeliest)
-            if not sequences.ends_generation(token):
-                tokens.append(SequenceToken(number, before.position + 1, token, True))
-        progress((step + 1) / settings.n_tokens)
-        if not tokens:
-            break
+
+    def draw(number: int, logits: NDArray[np.float32]) -> int:
+        token, likeliest = _draw(logits, settings, chance[number].random())
+        said[number].append(likeliest)
+        return token
+
+    written = continue_texts(sequences, openings, settings.n_tokens, draw, progress)
     return [
         ReplayText(
-            ids=tuple(text),
+            ids=(*opening, *text),
             start=len(opening),
             likeliest=np.stack([tokens for tokens, _ in kept]),
             log_probabilities=np.stack([values for _, values in kept]),
         )
-        for text, opening, kept in zip(ids, openings, said, strict=True)
+        for text, opening, kept in zip(written, openings, said, strict=True)
     ]
 
 

@@ -26,7 +26,7 @@ from ollama_trainer.fidelity import answers
 from ollama_trainer.gguf.file import read_gguf
 from ollama_trainer.prompts import open_prompt_format, open_tokenizer
 from ollama_trainer.publishers.ollama import ollama_version
-from ollama_trainer.records import Example, Fidelity, RunState, TokenizedExample
+from ollama_trainer.records import Example, RunState, TokenizedExample
 from ollama_trainer.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -193,8 +193,9 @@ def _plain(text: str) -> str:
 def summarize(console: Console, figures: dict[str, Any], final: RunStatus) -> None:
     before, after = figures["accuracy_before"], figures["accuracy_after"]
     console.print(f"Answered rightly: {before:.0%} before, {after:.0%} after.")
-    for sentence in in_words(Fidelity.model_validate(figures["fidelity"])):
-        console.print(sentence)
+    if final.fidelity is not None:
+        for sentence in in_words(final.fidelity):
+            console.print(sentence)
     console.print(
         f"The finished file has {figures['gguf_bytes'] / 1e6:.0f} MB, its base"
         f" {figures['base_bytes'] / 1e6:.0f} MB."

@@ -114,7 +114,6 @@ class _Moments:
     """Sums of x x' for some inputs."""
 
     def __init__(self, layers: Mapping[str, Any]) -> None:
-
         self._layers = layers
         self.sums: dict[str, torch.Tensor] = {}
 
