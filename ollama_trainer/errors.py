@@ -15,13 +15,19 @@ TrainerError
 │   └── NothingLearned    … because it answers no better than its base
 ├── PublishError          the finished model could not be published
 │   └── OllamaUnreachable … because no Ollama answered
+├── DiskFull              there is no room left where the data directory lies
 ├── WorkerLost            the worker process died without leaving a result
+├── LeaseLost             another attempt has taken over
+├── Cancelled             somebody asked for it
 └── ServerError           this program's own server refused or could not be reached
+    └── StoreUnavailable  … because its database cannot be written now
 
 Each has a stable `code` (for programs) and says cause and remedy (for people).
 """
 
 from __future__ import annotations
+
+import errno
 
 
 class TrainerError(Exception):
@@ -109,5 +115,38 @@ class WorkerLost(TrainerError):
     retryable = True
 
 
+class DiskFull(TrainerError):
+    code = "disk_full"
+    retryable = True
+
+
+class LeaseLost(TrainerError):
+    code = "lease_lost"
+
+
+class Cancelled(TrainerError):
+    code = "cancelled"
+
+
 class ServerError(TrainerError):
     code = "server"
+
+
+class StoreUnavailable(ServerError):
+    code = "store_unavailable"
+    retryable = True
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, or what led to it, says that no room is left.
+
+    Libraries that write with code of their own say so in words of their own.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(seen) or "PytorchStreamWriter failed" in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False

@@ -125,6 +125,49 @@ class RunSpec(_Record):
     training: TrainingOptions = TrainingOptions()
     fidelity: FidelityOptions = FidelityOptions()
     rounding: Literal["compensated", "stochastic"] = "compensated"
+    #: Seconds of training between two checkpoints; 0: one after every step.
+    checkpoint_every_s: float = 30.0
+
+
+class Lease(_Record):
+    """Who may work in a run directory now, and at what.
+
+    The server writes it before it starts a worker. A worker whose own lease is no longer what the
+    file says has been given up, and may write nothing under a final name.
+    """
+
+    #: `run`: all stages; `publish`: the last one again; `withdraw`: take back what was published.
+    task: Literal["run", "publish", "withdraw"] = "run"
+    #: Grows with every start of a worker in this directory, whatever its task.
+    token: int = Field(ge=1)
+    #: The run's attempt; what its files are marked with.
+    attempt: int = Field(1, ge=0)
+    #: How often memory ran out: each time the batch is halved and twice as many are summed up.
+    halvings: int = Field(0, ge=0)
+    #: Where a `publish` goes; None: as the run says.
+    publisher: Literal["ollama", "folder"] | None = None
+
+
+class OutputFile(_Record):
+    """A file that a stage made."""
+
+    n_bytes: int
+    #: Lower-case hex.
+    sha256: str
+
+
+class Manifest(_Record):
+    """That a stage is done: written after its files (see manifests.py)."""
+
+    #: SHA-256 of everything that the files follow from, hex.
+    key: str
+    #: Path below the run directory, with `/` -> file.
+    outputs: dict[str, OutputFile]
+    attempt: int
+    versions: dict[str, str]
+    #: What the stage found out, for those after it.
+    data: dict[str, Any]
+    written_at: datetime
 
 
 class ErrorInfo(_Record):
@@ -145,6 +188,20 @@ class ErrorInfo(_Record):
         return f"{self.cause}. {self.remedy}" if self.remedy else self.cause
 
 
+class Waiting(_Record):
+    """A run that goes on by itself once something has passed."""
+
+    #: What it waits for: Ollama's answer, room on the disk, memory, a worker that stays alive.
+    reason: Literal["ollama", "disk", "memory", "worker"]
+    #: When it failed first for this reason, and how often since.
+    since: datetime
+    tries: int = Field(ge=1)
+    #: The next try, and after when no further one is made.
+    until: datetime
+    deadline: datetime
+    error: ErrorInfo
+
+
 class Progress(_Record):
     """How far a run is. Numbers are absent where they make no sense."""
 
@@ -159,11 +216,15 @@ class Progress(_Record):
     left_s: float | None = None
 
 
+#: `saved`: a stage or checkpoint is whole and would survive a crash; `state`: the server's own.
+EventKind = Literal["stage", "progress", "note", "saved", "state"]
+
+
 class Event(_Record):
-    """One line of a run's events.jsonl."""
+    """Something that happened to a run; one line of its events.jsonl, if its worker told it."""
 
     time: datetime
-    kind: Literal["stage", "progress", "note"]
+    kind: EventKind
     message: str = ""
     progress: Progress | None = None
     data: dict[str, Any] = Field(default_factory=dict)
@@ -171,7 +232,7 @@ class Event(_Record):
     @classmethod
     def now(
         cls,
-        kind: Literal["stage", "progress", "note"],
+        kind: EventKind,
         message: str = "",
         progress: Progress | None = None,
         **data: Any,

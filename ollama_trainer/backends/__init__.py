@@ -35,8 +35,10 @@ class Recipe:
     #: Optimiser steps, warm-up included.
     steps: int
     warmup_steps: int
-    #: Examples a step, on the device at once.
+    #: Examples on the device at once.
     batch_size: int
+    #: Batches whose gradients are summed up for a step.
+    accumulation: int = 1
     #: Longest example in tokens.
     max_length: int
     seed: int
@@ -80,6 +82,15 @@ class TrainJob:
     statistics: Path | None = None
     #: Directory for what several runs share.
     cache: Path
+    #: Directory for checkpoints; a training goes on from the newest whole one that it holds. None:
+    #: none are made.
+    checkpoints: Path | None = None
+    #: SHA-256 of everything that the training follows from; checkpoints of another are not used.
+    key: str = ""
+    #: Seconds of training between two checkpoints; 0: one after every step.
+    checkpoint_every_s: float = 30.0
+    #: Called with the step of each checkpoint, once it would survive a crash.
+    saved: Callable[[int], None] = lambda _step: None
 
 
 class Backend(Protocol):
