@@ -43,6 +43,8 @@ class RunStatus(BaseModel):
     progress: Progress | None = None
     #: 1 for the pending run that starts next.
     queue_position: int | None = None
+    #: What it waits for, if it does: `for`, `until`, `error` and more.
+    waiting: dict[str, Any] | None = None
     output_model_ref: str | None = None
     #: Cause and remedy.
     error: str | None = None

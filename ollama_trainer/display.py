@@ -121,6 +121,8 @@ class PlainLines:
 
 
 def _headline(status: RunStatus) -> str:
+    if status.waiting is not None:
+        return f"waiting: {status.waiting.get('error', '')}"
     if status.progress is not None:
         return status.progress.stage.value
     if status.queue_position is not None and status.queue_position > 1:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ollama_trainer.records import Manifest, OutputFile
-from ollama_trainer.workspace import fsync_directory, write_text
+from ollama_trainer.workspace import write_text
 
 _CHUNK_BYTES = 1 << 20
 
@@ -78,27 +77,20 @@ def write_manifest(
     return manifest
 
 
-def read_manifest(path: Path, key: str, root: Path) -> Manifest | None:
-    """The manifest, if it and all that it names are whole and made for `key`; else None."""
+def read_manifest(path: Path, key: str | None, root: Path) -> Manifest | None:
+    """The manifest, if it and all that it names are whole and made for `key`; else None.
+
+    Args:
+        key: None takes any.
+    """
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None
-    whole = manifest.key == key and all(
+    whole = key in (None, manifest.key) and all(
         _is_whole(root / name, output) for name, output in manifest.outputs.items()
     )
     return manifest if whole else None
-
-
-def sync_files(directory: Path) -> None:
-    """Makes every file below a directory durable, and the directory itself."""
-    for path in directory.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as handle:
-                os.fsync(handle.fileno())
-        elif path.is_dir():
-            fsync_directory(path)
-    fsync_directory(directory)
 
 
 def _files(output: Path) -> Iterable[Path]:

@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 from ollama_trainer.errors import ExportError, PublishError
 
@@ -84,6 +84,25 @@ class Modelfile:
         _check_text("license", self.license)
         if self.template is not None:
             _check_text("template", self.template)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """All of it as JSON can say it; `from_fields` reads it back."""
+        return {
+            "gguf": self.gguf,
+            "parameters": dict(self.parameters),
+            "license": self.license,
+            "template": self.template,
+        }
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+        """The inverse of `fields`, also after a way through JSON, which knows no tuples."""
+        parameters = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in fields["parameters"].items()
+        }
+        return cls(**{**fields, "parameters": parameters})
 
     @property
     def text(self) -> str:

@@ -6,6 +6,7 @@ back is validated; records that stay inside one process are frozen dataclasses.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -235,9 +236,15 @@ class Event(_Record):
         kind: EventKind,
         message: str = "",
         progress: Progress | None = None,
-        **data: Any,
+        data: Mapping[str, Any] | None = None,
     ) -> Event:
-        return cls(time=datetime.now(UTC), kind=kind, message=message, progress=progress, data=data)
+        return cls(
+            time=datetime.now(UTC),
+            kind=kind,
+            message=message,
+            progress=progress,
+            data=dict(data or {}),
+        )
 
 
 class Losses(_Record):
@@ -291,6 +298,8 @@ class RunResult(_Record):
     fidelity: Fidelity | None = None
     #: Wall-clock seconds of each stage.
     seconds: dict[str, float] = Field(default_factory=dict)
+    #: Of the lease that the worker had; another worker's result does not count.
+    token: int | None = None
     #: Figures worth keeping (rows used, final loss, bytes written, …).
     metrics: dict[str, Any] = Field(default_factory=dict)
 

@@ -81,6 +81,40 @@ class Settings(BaseSettings, TrainingOptions, FidelityOptions):
         description="Ollama's address, in any form that Ollama itself takes.",
     )
     name_prefix: str = Field("tuned-", description="Beginning of the finished models' names.")
+    unknown_run: Literal["not_found", "failed"] = Field(
+        "not_found",
+        description="What the status of a run that nobody submitted is: an error 404, or the word "
+        "'failed', which ends the polling of a client that reads nothing else.",
+    )
+    keep_last: int = Field(
+        3,
+        ge=0,
+        description="Finished runs of each job whose adapter and GGUF are kept; that of the model "
+        "published last always is.",
+    )
+    checkpoint_every_s: float = Field(
+        30.0,
+        ge=0,
+        description="Seconds of training between two checkpoints; 0 makes one after every step.",
+    )
+    retry_for_s: float = Field(
+        86400.0,
+        ge=0,
+        description="How many seconds a run waits for what may pass, an Ollama that is away or a "
+        "full disk, before it fails.",
+    )
+    lease_s: float = Field(
+        60.0,
+        gt=0,
+        description="A worker that gives no sign of life for so many seconds is ended, and its "
+        "run goes on with another one.",
+    )
+    stall_s: float = Field(
+        3600.0,
+        gt=0,
+        description="A worker that lives and tells nothing new for so many seconds is ended, and "
+        "its run goes on with another one.",
+    )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="Further names that requests may call the server by, joined by ','.",

@@ -1,39 +1,78 @@
-"""A run's own process: python -m ollama_trainer.worker RUN_DIR.
+"""A worker: python -m ollama_trainer.worker RUN_DIR.
 
-Reads the run directory, writes into it and into nothing else of the server's; whatever happens,
-result.json is its last word. Exit codes: 0 completed, 1 failed with a result, others died.
+Reads the run directory, does what its lease says, and writes into the run directory and into
+nothing else of the server's; its result is its last word. SIGTERM asks it to tidy up and end.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
+import threading
 from pathlib import Path
+from typing import NoReturn
 
-from ollama_trainer.errors import OutOfMemory, TrainerError
+from ollama_trainer.errors import DiskFull, LeaseLost, OutOfMemory, TrainerError, is_disk_full
+from ollama_trainer.executors import EXIT_DISK_FULL
 from ollama_trainer.executors.parentwatch import exit_with_parent
-from ollama_trainer.pipeline.run import Run, execute
+from ollama_trainer.pipeline.run import TASKS, Run
 from ollama_trainer.records import ErrorInfo, RunResult
 from ollama_trainer.workspace import RunDirectory
 
 log = logging.getLogger(__name__)
 
+EXIT_COMPLETED, EXIT_FAILED = 0, 1
+#: Another worker has taken over; nothing was written.
+EXIT_LEASE_LOST = 76
+#: As a shell tells of a process that SIGTERM ended.
+EXIT_STOPPED = 143
+_HEARTBEAT_S = 2.0
+
+
+class Stopped(BaseException):
+    """SIGTERM came. Not an Exception, so that nothing takes it for a failure that may pass."""
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one run; returns the exit code."""
+    """Does one task in one run directory; returns the exit code."""
     (path,) = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     exit_with_parent()
     directory = RunDirectory(Path(path))
-    result = _result(directory)
-    directory.write_result(result)
-    return 0 if result.status == "completed" else 1
-
-
-def _result(directory: RunDirectory) -> RunResult:
-    run = Run(directory, directory.read_spec())
+    start_heartbeat(directory)
+    signal.signal(signal.SIGTERM, _stop)
     try:
-        return execute(run)
+        return _work(directory)
+    except Stopped:
+        log.info("stopped")
+        return EXIT_STOPPED
+    except LeaseLost as error:
+        log.error("%s", error)
+        return EXIT_LEASE_LOST
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        log.error("the disk is full: %s", error)
+        return EXIT_DISK_FULL
+
+
+def _work(directory: RunDirectory) -> int:
+    run = Run(directory, directory.read_spec(), directory.read_lease())
+    result = _result(run)
+    run.check_lease()
+    directory.write_result(
+        result.model_copy(update={"token": run.lease.token}), task=run.lease.task
+    )
+    return EXIT_COMPLETED if result.status == "completed" else EXIT_FAILED
+
+
+def _result(run: Run) -> RunResult:
+    try:
+        return TASKS[run.lease.task](run)
+    except LeaseLost:
+        raise
     except TrainerError as error:
         log.exception("the run failed")
         return _failed(run, ErrorInfo.of(error))
@@ -43,16 +82,43 @@ def _result(directory: RunDirectory) -> RunResult:
         return _failed(run, ErrorInfo.of(OutOfMemory("The machine ran out of memory", remedy)))
     except Exception as error:
         log.exception("an unexpected error")
+        if is_disk_full(error):
+            full = DiskFull(
+                f"The disk is full: {error}", "Make room where the data directory lies."
+            )
+            return _failed(run, ErrorInfo.of(full))
         cause = ErrorInfo(
             code="internal",
             cause=f"An unexpected error ended the run: {type(error).__name__}: {error}",
-            remedy=f"Its traceback is in {directory.log}; please report it.",
+            remedy=f"Its traceback is in {run.directory.log}; please report it.",
         )
         return _failed(run, cause)
 
 
 def _failed(run: Run, error: ErrorInfo) -> RunResult:
     return RunResult(status="failed", error=error, seconds=run.seconds, metrics=run.metrics)
+
+
+def start_heartbeat(directory: RunDirectory) -> None:
+    """From now on the server sees that this process lives, whatever it computes."""
+
+    def beat() -> None:
+        pause = threading.Event()
+        while True:
+            try:
+                directory.heartbeat.touch()
+                os.utime(directory.heartbeat)
+            except OSError:
+                log.warning("a heartbeat could not be given")
+            pause.wait(_HEARTBEAT_S)
+
+    threading.Thread(target=beat, name="heartbeat", daemon=True).start()
+
+
+def _stop(*_: object) -> NoReturn:
+    # Once is enough: what is tidied up must not be broken off.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Stopped
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     <data dir>/
       trainer.db        runs (the server alone writes it)
+      ballast           room for the database on a full disk
       server.lock       which process owns the directory, and where it listens
       runs/<run id>/    one directory a run: see RunDirectory
       cache/            what several runs share, by digest
@@ -17,8 +18,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from ollama_trainer.records import Event, RunResult, RunSpec
+from ollama_trainer.records import Event, Lease, RunResult, RunSpec
 
 #: Files under this suffix are unfinished and may be deleted.
 PARTIAL_SUFFIX = ".partial"
@@ -50,10 +52,7 @@ def atomic_directory(final: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-        for path in partial.iterdir():
-            with path.open("rb") as handle:
-                os.fsync(handle.fileno())
-        fsync_directory(partial)
+        sync_files(partial)
         if final.exists():
             shutil.rmtree(final)
         partial.rename(final)
@@ -73,17 +72,34 @@ def fsync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_files(directory: Path) -> None:
+    """Makes everything below a directory durable, and the directory itself."""
+    for path in directory.rglob("*"):
+        if path.is_dir():
+            fsync_directory(path)
+        else:
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
+    fsync_directory(directory)
+
+
 def write_text(final: Path, text: str) -> None:
     """Writes a small file whole or not at all."""
     with atomic_path(final) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
+def _ends_with_newline(handle: BinaryIO) -> bool:
+    handle.seek(-1, os.SEEK_END)
+    return handle.read(1) == b"\n"
+
+
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
     """The files of one run.
 
-    The server writes spec.json and dataset.jsonl and opens worker.log; the rest is the worker's.
+    The server writes spec.json, lease.json and dataset.jsonl with its manifest, and opens
+    worker.log; the rest is the worker's.
     """
 
     path: Path
@@ -107,8 +123,34 @@ class RunDirectory:
         return self.path / "worker.log"
 
     @property
+    def lease(self) -> Path:
+        return self.path / "lease.json"
+
+    @property
+    def heartbeat(self) -> Path:
+        """An empty file that a living worker touches every few seconds."""
+        return self.path / "heartbeat"
+
+    @property
+    def publishing(self) -> Path:
+        """Written before anything is left with a publisher: what may have to be taken back."""
+        return self.path / "publishing.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def manifest(self, stage: str) -> Path:
+        """Says that a stage is done (see manifests.py)."""
+        return self.path / "stages" / f"{stage}.json"
+
+    def result_of(self, task: str) -> Path:
+        """The last word of a worker at this task (see `records.Lease`)."""
+        return self.path / ("result.json" if task == "run" else f"{task}-result.json")
+
+    @property
     def result(self) -> Path:
-        return self.path / "result.json"
+        return self.result_of("run")
 
     @property
     def adapter(self) -> Path:
@@ -133,19 +175,29 @@ class RunDirectory:
     def write_spec(self, spec: RunSpec) -> None:
         write_text(self.spec, spec.model_dump_json(indent=2) + "\n")
 
-    def append_event(self, event: Event) -> None:
-        with self.events.open("a", encoding="utf-8") as handle:
-            handle.write(event.model_dump_json(exclude_none=True) + "\n")
+    def read_lease(self) -> Lease:
+        return Lease.model_validate_json(self.lease.read_bytes())
 
-    def read_result(self) -> RunResult | None:
+    def write_lease(self, lease: Lease) -> None:
+        write_text(self.lease, lease.model_dump_json() + "\n")
+
+    def append_event(self, event: Event) -> None:
+        line = event.model_dump_json(exclude_none=True).encode() + b"\n"
+        with self.events.open("a+b") as handle:
+            if handle.tell() and not _ends_with_newline(handle):
+                # An earlier worker was killed in the middle of a line.
+                line = b"\n" + line
+            handle.write(line)
+
+    def read_result(self, task: str = "run") -> RunResult | None:
         """The worker's result, or None while there is none."""
         try:
-            return RunResult.model_validate_json(self.result.read_bytes())
+            return RunResult.model_validate_json(self.result_of(task).read_bytes())
         except FileNotFoundError:
             return None
 
-    def write_result(self, result: RunResult) -> None:
-        write_text(self.result, result.model_dump_json(indent=2) + "\n")
+    def write_result(self, result: RunResult, task: str = "run") -> None:
+        write_text(self.result_of(task), result.model_dump_json(indent=2) + "\n")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+#: Exit code of a worker that could not even write its result, for want of room.
+EXIT_DISK_FULL = 74
+
 
 class Worker(Protocol):
     """A worker process that was started."""

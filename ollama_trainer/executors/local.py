@@ -38,7 +38,7 @@ class LocalExecutor:
         self,
         command: Sequence[str] = (sys.executable, "-m", "ollama_trainer.worker"),
         *,
-        stop_timeout_s: float = 10.0,
+        stop_timeout_s: float = 8.0,
     ) -> None:
         self._command = tuple(command)
         self._stop_timeout_s = stop_timeout_s

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ollama_trainer.backends import Recipe, ReplayPlan
 from ollama_trainer.errors import BaseModelError
@@ -68,6 +69,12 @@ def recipe_for(base: GgufFile, options: TrainingOptions, n_examples: int) -> Rec
         max_length=options.max_length,
         seed=options.seed,
     )
+
+
+def with_smaller_batches(recipe: Recipe, halvings: int) -> Recipe:
+    """The same recipe with less on the device at once: what a step sees stays the same."""
+    size = max(1, math.ceil(recipe.batch_size / 2**halvings))
+    return replace(recipe, batch_size=size, accumulation=math.ceil(recipe.batch_size / size))
 
 
 def layers_for(base: GgufFile, options: TrainingOptions) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""One run from its directory to its result."""
+"""One run from its directory to its result, or the part of it that its lease asks for."""
 
 from __future__ import annotations
 
@@ -11,22 +11,35 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from ollama_trainer import backends, publishers
 from ollama_trainer.backends import Recipe, ReplayPlan, TrainJob
 from ollama_trainer.bases import resolve_base
+from ollama_trainer.errors import DatasetError, ExportError, LeaseLost, OutOfMemory
 from ollama_trainer.gguf.file import GgufFile, read_gguf
+from ollama_trainer.gguf.merge import MergeReport
+from ollama_trainer.manifests import key_of, read_manifest
 from ollama_trainer.modelfile import Modelfile
 from ollama_trainer.pipeline.dataset import PreparedData, prepare
 from ollama_trainer.pipeline.export import check_quantization, export, modelfile_of, rungs
-from ollama_trainer.pipeline.plan import check_trainable, recipe_for, replay_plan
+from ollama_trainer.pipeline.plan import (
+    check_trainable,
+    recipe_for,
+    replay_plan,
+    with_smaller_batches,
+)
+from ollama_trainer.pipeline.stages import Stages, run_key
 from ollama_trainer.pipeline.verify import base_losses, can_be_mended, check_learned, judge
 from ollama_trainer.publishers import Publisher, PublisherOptions
 from ollama_trainer.records import (
     Adapter,
     BaseGguf,
     Event,
+    EventKind,
     Fidelity,
     Figures,
+    Lease,
     Progress,
     PublishedModel,
     RunResult,
@@ -38,27 +51,38 @@ from ollama_trainer.workspace import RunDirectory, write_text
 
 log = logging.getLogger(__name__)
 
+_ADAPTER = TypeAdapter(Adapter)
+
 
 class Run:
     """A run in progress: what the stages share, and what they told."""
 
-    def __init__(self, directory: RunDirectory, spec: RunSpec) -> None:
-        self.directory, self.spec = directory, spec
+    def __init__(self, directory: RunDirectory, spec: RunSpec, lease: Lease) -> None:
+        self.directory, self.spec, self.lease = directory, spec, lease
         self.seconds: dict[str, float] = {}
         self.metrics: dict[str, Any] = {}
+        self.stages = Stages(directory, lease.attempt, self.check_lease, self._saved)
+        self.key = run_key(directory, spec, lease.halvings)
+
+    def check_lease(self) -> None:
+        """Raises:
+        LeaseLost: the server has given this worker up. Ask before anything gets a final name.
+        """
+        if self.directory.read_lease() != self.lease:
+            raise LeaseLost("Another worker has taken over this run")
 
     def note(self, message: str, data: Mapping[str, Any]) -> None:
         """Tells something that is neither a stage nor progress, in the events and in the log."""
-        self.directory.append_event(Event.now("note", message, **data))
+        self._tell("note", message, data=data)
         log.info("%s: %s", message, json.dumps(data))
 
     def report(self, progress: Progress) -> None:
-        self.directory.append_event(Event.now("progress", progress=progress))
+        self._tell("progress", progress=progress)
 
     @contextmanager
     def stage(self, stage: Stage) -> Iterator[Callable[[float], None]]:
         """Announces a stage and takes its time; yields a function that reports its fraction."""
-        self.directory.append_event(Event.now("stage", stage, Progress(stage=stage)))
+        self._tell("stage", stage, Progress(stage=stage))
         last = 0.0
 
         def report(fraction: float) -> None:
@@ -75,37 +99,163 @@ class Run:
             took = self.seconds.get(stage, 0.0) + time.monotonic() - started
             self.seconds[stage] = round(took, 3)
 
+    def told(self) -> dict[str, Any]:
+        """What a later attempt needs of this one's figures."""
+        return {"seconds": dict(self.seconds), "metrics": dict(self.metrics)}
+
+    def recall(self, told: Mapping[str, Any]) -> None:
+        """Takes over the figures of an earlier attempt."""
+        self.metrics |= told["metrics"]
+        for stage, seconds in told["seconds"].items():
+            self.seconds.setdefault(stage, seconds)
+
+    def _saved(self, what: str) -> None:
+        self._tell("saved", what)
+
+    def _tell(
+        self,
+        kind: EventKind,
+        message: str = "",
+        progress: Progress | None = None,
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        # What is done for a finished run is no part of its history.
+        if self.lease.task == "run":
+            self.directory.append_event(Event.now(kind, message, progress, data))
+
+    def checkpoint_saved(self, step: int) -> None:
+        """Raises:
+        LeaseLost: the server has given this worker up.
+        """
+        self.check_lease()
+        self._saved(f"checkpoint at step {step}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedModel:
+    """What is published: model.gguf in the run directory, and how to ask it."""
+
+    modelfile: Modelfile
+    question: str
+    fidelity: Fidelity
+
 
 def execute(run: Run) -> RunResult:
-    """Runs every stage.
+    """Runs every stage that is not done yet.
 
     Args:
         run: its directory holds the snapshot of the data set.
 
     Raises:
         TrainerError: a stage failed. No half-made file is left under a final name.
+        LeaseLost: the server has given this worker up.
     """
-    directory = run.directory
-    base, gguf = _base(run)
-    data = _dataset(run, gguf)
-    publisher = _publisher(run, data)
-    recipe = recipe_for(gguf, run.spec.training, len(data.examples))
-    run.metrics["recipe"] = dataclasses.asdict(recipe)
-    replay = _replay(run, base, data, recipe)
-    adapter = _train(run, base, data, recipe, replay)
-    fidelity = _export(run, base, gguf, data, adapter, recipe.layers)
-    modelfile = modelfile_of(gguf, data.stop, base.license)
-    write_text(directory.modelfile, modelfile.text)
-    published = _publish(run, publisher, modelfile)
+    model = _finished_model(run, run.key)
+    if model is None:
+        model = _make(run)
+    published = _publish_once(run, model)
+    return _completed(run, model, published)
+
+
+def publish_again(run: Run) -> RunResult:
+    """Publishes the model of a finished run, without training.
+
+    Raises:
+        ExportError: it has no whole model any more.
+        PublishError: it could not be published.
+    """
+    model = _finished_model(run, None)
+    if model is None:
+        raise ExportError(
+            "This run has no whole model that could be published",
+            "It never got so far, or its files were removed: train again.",
+        )
+    name = run.lease.publisher or run.spec.publisher
+    return _completed(run, model, _publish(run, name, model))
+
+
+def withdraw(run: Run) -> RunResult:
+    """Takes back what a cancelled run left with its publisher.
+
+    Raises:
+        PublishError: something may be left.
+    """
+    step = _publishing_step(run.directory)
+    if step is not None:
+        publisher = publishers.get(run.spec.publisher, _publisher_options(run, ""))
+        publisher.withdraw(run.spec.model_name, named=step == "name")
+        run.directory.manifest("publish").unlink(missing_ok=True)
+        run.directory.publishing.unlink()
+    return RunResult(status="completed")
+
+
+def _publishing_step(directory: RunDirectory) -> str | None:
+    """How far publishing got at most: "trial" or "name"; None when nothing was left anywhere."""
+    try:
+        step: str = json.loads(directory.publishing.read_bytes())["step"]
+    except FileNotFoundError:
+        return None
+    return step
+
+
+#: What a lease may ask for.
+TASKS: dict[str, Callable[[Run], RunResult]] = {
+    "run": execute,
+    "publish": publish_again,
+    "withdraw": withdraw,
+}
+
+
+def _completed(run: Run, model: FinishedModel, published: PublishedModel) -> RunResult:
     return RunResult(
         status="completed",
         output_model_ref=published.ref,
-        gguf=directory.gguf.absolute(),
-        modelfile=directory.modelfile.absolute(),
-        fidelity=fidelity,
+        gguf=run.directory.gguf.absolute(),
+        modelfile=run.directory.modelfile.absolute(),
+        fidelity=model.fidelity,
         seconds=run.seconds,
         metrics={**run.metrics, "next_command": published.next_command},
     )
+
+
+def _finished_model(run: Run, key: str | None) -> FinishedModel | None:
+    """The model that an earlier attempt made and found good."""
+    told = run.stages.load("modelfile", key)
+    if told is None:
+        return None
+    run.recall(told)
+    return FinishedModel(
+        modelfile=Modelfile.from_fields(told["modelfile"]),
+        question=told["question"],
+        fidelity=Fidelity.model_validate_json(json.dumps(told["fidelity"])),
+    )
+
+
+def _make(run: Run) -> FinishedModel:
+    base, gguf = _base(run)
+    data = _dataset(run, gguf)
+    # Made before training, so that wrong settings cost no training.
+    publishers.get(run.spec.publisher, _publisher_options(run, data.question))
+    recipe = recipe_for(gguf, run.spec.training, len(data.examples))
+    recipe = with_smaller_batches(recipe, run.lease.halvings)
+    run.metrics["recipe"] = dataclasses.asdict(recipe)
+    key = key_of(run.key, base.digest)
+    adapter = _trained(run, key) or _train(run, key, base, data, recipe)
+    fidelity = _export(run, key, base, gguf, data, adapter, recipe.layers)
+    modelfile = modelfile_of(gguf, data.stop, base.license)
+    write_text(run.directory.modelfile, modelfile.text)
+    run.stages.save(
+        "modelfile",
+        run.key,
+        [run.directory.gguf, run.directory.modelfile],
+        {
+            "modelfile": modelfile.fields,
+            "question": data.question,
+            "fidelity": fidelity.model_dump(mode="json"),
+            **run.told(),
+        },
+    )
+    return FinishedModel(modelfile=modelfile, question=data.question, fidelity=fidelity)
 
 
 def _base(run: Run) -> tuple[BaseGguf, GgufFile]:
@@ -121,6 +271,7 @@ def _base(run: Run) -> tuple[BaseGguf, GgufFile]:
 
 def _dataset(run: Run, gguf: GgufFile) -> PreparedData:
     with run.stage(Stage.DATASET):
+        _check_snapshot(run.directory)
         limit = min(
             run.spec.training.max_length,
             int(gguf.hyperparameter("context_length", run.spec.training.max_length)),
@@ -140,6 +291,63 @@ def _dataset(run: Run, gguf: GgufFile) -> PreparedData:
     return data
 
 
+def _check_snapshot(directory: RunDirectory) -> None:
+    manifest = directory.manifest("snapshot")
+    if manifest.exists() and read_manifest(manifest, None, directory.path) is None:
+        raise DatasetError(
+            f"The run's copy of its data set, {directory.dataset}, is not what was copied",
+            "Look for what changed it (a failing disk?), then train again with a fresh runId.",
+        )
+
+
+def _trained(run: Run, key: str) -> Adapter | None:
+    """The adapter that an earlier attempt trained."""
+    told = run.stages.load("train", key)
+    if told is None:
+        return None
+    run.recall(told)
+    return _ADAPTER.validate_json(told["adapter"])
+
+
+def _train(run: Run, key: str, base: BaseGguf, data: PreparedData, recipe: Recipe) -> Adapter:
+    replay = _replay(run, base, data, recipe)
+    directory = run.directory
+    statistics = directory.statistics if run.spec.rounding == "compensated" else None
+    job = TrainJob(
+        base=base,
+        examples=data.examples,
+        recipe=recipe,
+        replay=replay,
+        held_out=data.held_out,
+        probe=data.probe,
+        out=directory.adapter,
+        statistics=statistics,
+        cache=run.spec.cache_dir,
+        checkpoints=directory.checkpoints,
+        checkpoint_every_s=run.spec.checkpoint_every_s,
+        key=key,
+        saved=run.checkpoint_saved,
+    )
+    with run.stage(Stage.TRAIN):
+        try:
+            adapter = backends.get(run.spec.backend).train(job, run.report)
+        except OutOfMemory as error:
+            # A batch of one cannot be halved.
+            error.retryable = recipe.batch_size > 1
+            raise
+        run.metrics |= {
+            "steps": adapter.steps,
+            "final_loss": adapter.final_loss,
+            "held_out_losses": adapter.held_out_losses,
+            "divergence": adapter.divergence,
+            "train_seconds": adapter.seconds,
+        }
+    outputs = [directory.adapter] + ([statistics] if statistics else [])
+    told = {"adapter": _ADAPTER.dump_json(adapter).decode(), **run.told()}
+    run.stages.save("train", key, outputs, told)
+    return adapter
+
+
 def _replay(run: Run, base: BaseGguf, data: PreparedData, recipe: Recipe) -> ReplayPlan:
     if run.spec.training.replay == "off" and run.spec.rounding != "compensated":
         return ReplayPlan()
@@ -155,38 +363,9 @@ def _replay(run: Run, base: BaseGguf, data: PreparedData, recipe: Recipe) -> Rep
     return plan
 
 
-def _train(
-    run: Run, base: BaseGguf, data: PreparedData, recipe: Recipe, replay: ReplayPlan
-) -> Adapter:
-    with run.stage(Stage.TRAIN):
-        adapter = backends.get(run.spec.backend).train(
-            TrainJob(
-                base=base,
-                examples=data.examples,
-                recipe=recipe,
-                replay=replay,
-                held_out=data.held_out,
-                probe=data.probe,
-                out=run.directory.adapter,
-                statistics=(
-                    run.directory.statistics if run.spec.rounding == "compensated" else None
-                ),
-                cache=run.spec.cache_dir,
-            ),
-            run.report,
-        )
-        run.metrics |= {
-            "steps": adapter.steps,
-            "final_loss": adapter.final_loss,
-            "held_out_losses": adapter.held_out_losses,
-            "divergence": adapter.divergence,
-            "train_seconds": adapter.seconds,
-        }
-    return adapter
-
-
 def _export(
     run: Run,
+    key: str,
     base: BaseGguf,
     gguf: GgufFile,
     data: PreparedData,
@@ -194,29 +373,23 @@ def _export(
     layers: tuple[int, ...],
 ) -> Fidelity:
     """Exports, reads and judges; climbs to larger types until the file is good enough."""
-    spec, out = run.spec, run.directory.gguf
-    compensated = spec.rounding == "compensated"
+    spec = run.spec
     with run.stage(Stage.VERIFY):
         compared = base_losses(base, data, spec.cache_dir)
-    earlier: list[Figures] = []
-    for rung in rungs(gguf, spec.quantization, layers):
-        with run.stage(Stage.EXPORT) as report:
-            done = export(
-                gguf,
-                run.directory.adapter,
-                out,
-                quantization=spec.quantization,
-                at_least=rung,
-                statistics=run.directory.statistics if compensated else None,
-                seed=spec.training.seed,
-                progress=report,
-            )
+    ladder = rungs(gguf, spec.quantization, layers)
+    left = run.stages.load("export", key)
+    earlier = [Figures.model_validate(said) for said in left["earlier"]] if left else []
+    for rung in ladder[len(earlier) :]:
+        if left is not None and left["rung"] == rung:
+            done = MergeReport(**left["report"])
+        else:
+            done = _export_as(run, key, gguf, rung, earlier)
         with run.stage(Stage.VERIFY):
             name = rung or spec.quantization
-            figures = judge(out, name, data, adapter, compared, spec.fidelity)
-        earlier.append(figures)
-        if not can_be_mended(figures, spec.fidelity):
+            figures = judge(run.directory.gguf, name, data, adapter, compared, spec.fidelity)
+        if not can_be_mended(figures, spec.fidelity) or rung == ladder[-1]:
             break
+        earlier.append(figures)
     check_learned(figures)
     run.metrics |= {
         "gguf_bytes": done.n_bytes,
@@ -226,7 +399,7 @@ def _export(
     }
     fidelity = Fidelity(
         figures=figures,
-        earlier=tuple(earlier[:-1]),
+        earlier=tuple(earlier),
         n_rows=data.n_kept,
         n_rephrased=len(data.held_out) - data.n_kept,
     )
@@ -234,19 +407,64 @@ def _export(
     return fidelity
 
 
-def _publisher(run: Run, data: PreparedData) -> Publisher:
-    """Made before training, so that wrong settings cost no training."""
-    options = PublisherOptions(
-        ollama_host=run.spec.ollama_host, question=data.question, num_thread=os.cpu_count()
+def _export_as(
+    run: Run, key: str, gguf: GgufFile, rung: str | None, earlier: list[Figures]
+) -> MergeReport:
+    """Exports with touched tensors of one type; `earlier` were found not good enough."""
+    spec = run.spec
+    with run.stage(Stage.EXPORT) as report:
+        done = export(
+            gguf,
+            run.directory.adapter,
+            run.directory.gguf,
+            quantization=spec.quantization,
+            at_least=rung,
+            statistics=run.directory.statistics if spec.rounding == "compensated" else None,
+            seed=spec.training.seed,
+            progress=report,
+        )
+    told = {
+        "rung": rung,
+        "report": dataclasses.asdict(done),
+        "earlier": [figures.model_dump(mode="json") for figures in earlier],
+    }
+    run.stages.save("export", key, [run.directory.gguf], told)
+    return done
+
+
+def _publisher_options(run: Run, question: str) -> PublisherOptions:
+    def confirm(step: str) -> None:
+        run.check_lease()
+        # A name once given stays to be taken back, whatever a later attempt begins with.
+        if _publishing_step(run.directory) != "name":
+            write_text(run.directory.publishing, json.dumps({"step": step}) + "\n")
+
+    return PublisherOptions(
+        ollama_host=run.spec.ollama_host,
+        question=question,
+        num_thread=os.cpu_count(),
+        attempt=run.lease.token,
+        confirm=confirm,
     )
-    return publishers.get(run.spec.publisher, options)
 
 
-def _publish(run: Run, publisher: Publisher, modelfile: Modelfile) -> PublishedModel:
+def _publish_once(run: Run, model: FinishedModel) -> PublishedModel:
+    """Publishes, unless an earlier attempt did and died before it could say so."""
+    key = key_of(run.key, run.spec.publisher, run.spec.ollama_host, run.spec.model_name)
+    told = run.stages.load("publish", key)
+    if told is not None:
+        return PublishedModel(ref=told["ref"], next_command=told["next_command"])
+    published = _publish(run, run.spec.publisher, model)
+    run.stages.save("publish", key, [], dataclasses.asdict(published))
+    return published
+
+
+def _publish(run: Run, name: str, model: FinishedModel) -> PublishedModel:
+    publisher: Publisher = publishers.get(name, _publisher_options(run, model.question))
     with run.stage(Stage.PUBLISH) as report:
         return publisher.publish(
             run.directory.gguf,
-            modelfile,
+            model.modelfile,
             run.spec.model_name,
             lambda fraction, _what: report(fraction),
         )

@@ -31,6 +31,11 @@ class PublisherOptions:
     question: str = "Hello!"
     #: Threads for the trial answer of an Ollama on this machine; None leaves the choice to it.
     num_thread: int | None = None
+    #: Tells the names for trial of a model's attempts apart.
+    attempt: int = 1
+    #: Called with "trial" before anything is left behind, and with "name" before the model gets its
+    #: name. What it raises ends the publishing.
+    confirm: Callable[[str], None] = lambda _step: None
 
 
 class Publisher(Protocol):
@@ -47,6 +52,16 @@ class Publisher(Protocol):
 
         Raises:
             PublishError: nothing was left under `model_name`; the GGUF is untouched.
+        """
+
+    def withdraw(self, model_name: str, *, named: bool) -> None:
+        """Takes back what publishing left; nothing happens where nothing is left.
+
+        Args:
+            named: the model may have got its name, which is then this trainer's to remove.
+
+        Raises:
+            PublishError: it may still be there.
         """
 
 

@@ -39,6 +39,9 @@ class FolderPublisher:
             ref=str(path), next_command=f"{create} && ollama run {shlex.quote(model_name)}"
         )
 
+    def withdraw(self, model_name: str, *, named: bool) -> None:
+        """See `Publisher.withdraw`. The model never went anywhere."""
+
 
 def create(options: PublisherOptions) -> FolderPublisher:  # noqa: ARG001
     """The folder publisher needs no options."""

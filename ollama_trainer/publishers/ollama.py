@@ -63,20 +63,22 @@ class OllamaPublisher:
             PublishError: Ollama refused, the model did not answer, or the name is taken.
         """
         name = _full_name(model_name)
-        trial = _trial_name(name)
+        trial = _trial_name(name, self._options.attempt)
         with _open_api(self._endpoint, self._limits) as api:
             version = api.check_version()
             report(0.0, f"Ollama {version} at {self._endpoint.url}")
             digest = _digest(gguf, _part(report, 0.0, 0.1))
             # What a killed attempt left: it would make the answer of /api/show after the creation
             # worthless. Before the upload, since its blob, which may be the same, goes with it.
-            api.delete(trial)
+            for left in _trials(api, name, up_to=self._options.attempt):
+                api.delete(left)
+            self._options.confirm("trial")
             api.upload(gguf, digest, _part(report, 0.1, 0.5))
             try:
                 self._create(api, modelfile, trial, digest, _part(report, 0.5, 0.75))
                 _is_there(api, trial, name)  # a taken name is better told before the trial
                 self._try(api, modelfile, trial, _part(report, 0.75, 0.95))
-                canonical = _promote(api, trial, name)
+                canonical = self._promote(api, trial, name)
             except BaseException:
                 with suppress(PublishError):
                     api.delete(trial)
@@ -165,6 +167,42 @@ class OllamaPublisher:
             f"and ended by {answer.done_reason or 'no reason'}",
         )
 
+    def withdraw(self, model_name: str, *, named: bool) -> None:
+        """See `Publisher.withdraw`.
+
+        Raises:
+            OllamaUnreachable: no Ollama answers.
+            PublishError: Ollama refused.
+        """
+        name = _full_name(model_name)
+        with _open_api(self._endpoint, self._limits) as api:
+            api.check_version()
+            doomed = _trials(api, name)
+            if named and name in api.listed():
+                doomed.append(name)
+            for model in doomed:
+                if model in api.loaded():
+                    api.unload(model)
+                api.delete(model)
+
+    def _promote(self, api: OllamaApi, trial: str, name: str) -> str:
+        """Gives the tried model its name; returns the name as Ollama lists it."""
+        if not _is_there(api, trial, name):
+            self._options.confirm("name")
+            try:
+                api.copy(trial, name)
+            except PublishError:
+                # As after create: the answer may have been lost, not the copy.
+                if name not in api.listed():
+                    raise
+        listed = api.listed()
+        if name not in listed or api.show(name) is None:
+            raise PublishError(
+                f"Ollama does not list {name} after it took the name",
+                "Try again; see Ollama's log.",
+            )
+        return listed[name][0]
+
 
 def create(options: PublisherOptions) -> OllamaPublisher:
     """The publisher for the Ollama that the options name.
@@ -184,23 +222,6 @@ def ollama_version(host: str) -> str:
     """
     with _open_api(resolve(host), None) as api:
         return api.check_version()
-
-
-def _promote(api: OllamaApi, trial: str, name: str) -> str:
-    """Gives the tried model its name; returns the name as Ollama lists it."""
-    if not _is_there(api, trial, name):
-        try:
-            api.copy(trial, name)
-        except PublishError:
-            # As after create: the answer may have been lost, not the copy.
-            if name not in api.listed():
-                raise
-    listed = api.listed()
-    if name not in listed or api.show(name) is None:
-        raise PublishError(
-            f"Ollama does not list {name} after it took the name", "Try again; see Ollama's log."
-        )
-    return listed[name][0]
 
 
 def _is_there(api: OllamaApi, trial: str, name: str) -> bool:
@@ -257,10 +278,24 @@ def _full_name(model_name: str) -> str:
     return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
 
 
-def _trial_name(name: str) -> str:
-    """The same for each attempt, so that a killed attempt's remains go with the next."""
-    mark = hashlib.sha256(name.encode()).hexdigest()[:12]
-    return f"{name.rpartition(':')[0]}:untried-{mark}"
+def _mark(name: str) -> str:
+    return f"untried-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+
+
+def _trial_name(name: str, attempt: int) -> str:
+    """One for each attempt, so that a lost one that still lives spoils nothing for the next."""
+    return f"{name.rpartition(':')[0]}:{_mark(name)}-{attempt}"
+
+
+def _trials(api: OllamaApi, name: str, up_to: int | None = None) -> list[str]:
+    """Names for trial that attempts at `name` left behind, those of later attempts left aside."""
+    prefix = f"{name.rpartition(':')[0]}:{_mark(name)}-"
+    numbers = {
+        listed: listed.removeprefix(prefix)
+        for listed in api.listed()
+        if listed.startswith(prefix) and listed.removeprefix(prefix).isdecimal()
+    }
+    return [trial for trial, number in numbers.items() if up_to is None or int(number) <= up_to]
 
 
 def _digest(gguf: Path, report: Report) -> str:

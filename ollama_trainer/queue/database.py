@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import os
 import re
+import shutil
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
-from ollama_trainer.errors import ServerError
+from ollama_trainer.errors import ServerError, StoreUnavailable
+from ollama_trainer.workspace import atomic_path
 
+_log = logging.getLogger(__name__)
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+#: Seconds between two looks at whether there is room for the ballast again.
+_LOOK_S = 30.0
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
 
@@ -49,6 +62,103 @@ def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
         raise
 
 
+class Ballast:
+    """A file that only takes room, and gives it back when the disk is full.
+
+    On a full disk nothing could be stored any more, not even why a run failed. A few megabytes
+    hold the rows of thousands of runs.
+    """
+
+    def __init__(self, path: Path, n_bytes: int = 4 << 20) -> None:
+        self._path = path
+        self._n_bytes = n_bytes
+        self._next_look = 0.0
+
+    def put(self) -> None:
+        """Takes the room, if it is not taken and there is plenty."""
+        if time.monotonic() < self._next_look or self._path.exists():
+            return
+        self._next_look = time.monotonic() + _LOOK_S
+        with suppress(OSError):
+            if shutil.disk_usage(self._path.parent).free > 16 * self._n_bytes:
+                with atomic_path(self._path) as partial:
+                    # Random, so that no file system packs it into nothing.
+                    partial.write_bytes(os.urandom(self._n_bytes))
+
+    def drop(self) -> bool:
+        """Gives the room back; returns whether there was any."""
+        try:
+            self._path.unlink()
+        except OSError:
+            return False
+        _log.warning("the disk is full: %s was removed so that runs can be stored", self._path)
+        return True
+
+
+class Database:
+    """One writer, which has a thread of its own, and one reader.
+
+    Raises:
+        ServerError: on opening, a newer program wrote the database.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.sql = load_queries()
+        self._writer = connect(path)
+        migrate(self._writer)
+        self._reader = connect(path, read_only=True)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="runs-writer")
+        self._ballast = Ballast(path.with_name("ballast"))
+        self._ballast.put()
+
+    def close(self) -> None:
+        self._thread.shutdown()
+        self._reader.close()
+        self._writer.close()
+
+    def rows(self, query: str, **values: object) -> list[sqlite3.Row]:
+        """What a named query reads, on the caller's thread."""
+        return self._reader.execute(self.sql[query], values).fetchall()
+
+    def row(self, query: str, **values: object) -> sqlite3.Row | None:
+        found: sqlite3.Row | None = self._reader.execute(self.sql[query], values).fetchone()
+        return found
+
+    async def write(
+        self,
+        step: Callable[Concatenate[sqlite3.Connection, _P], _T],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> _T:
+        """Runs `step` in one transaction on the writer's thread; the disk has it on return.
+
+        Raises:
+            StoreUnavailable: nothing can be written now; nothing was.
+        """
+
+        def write() -> _T:
+            try:
+                return once()
+            except sqlite3.OperationalError as error:
+                if "full" in str(error) and self._ballast.drop():
+                    return once()
+                raise
+
+        def once() -> _T:
+            with transaction(self._writer) as connection:
+                done = step(connection, *args, **kwargs)
+            self._ballast.put()
+            return done
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, write)
+        except sqlite3.OperationalError as error:
+            raise StoreUnavailable(
+                f"the database of runs cannot be written: {error}",
+                "Make room where the data directory lies, then try again.",
+            ) from error
+
+
 def migrations() -> list[tuple[int, str]]:
     """(number, SQL) of each migration, in order; the numbers run from 1 without a gap."""
     folder = resources.files(__package__).joinpath("migrations")
@@ -71,13 +181,13 @@ def migrate(connection: sqlite3.Connection) -> int:
         )
     for number, sql in known[version:]:
         with transaction(connection):
-            for statement in _statements(sql):
+            for statement in split_statements(sql):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {number:d}")
     return len(known)
 
 
-def _statements(sql: str) -> Iterator[str]:
+def split_statements(sql: str) -> Iterator[str]:
     """Splits a script; `executescript` would commit the transaction that it runs in."""
     statement = ""
     for line in sql.splitlines(keepends=True):

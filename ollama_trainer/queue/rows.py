@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 from ollama_trainer.errors import InvalidRequest
 from ollama_trainer.names import model_name
@@ -15,6 +15,7 @@ from ollama_trainer.records import (
     RunSpec,
     RunState,
     TrainingOptions,
+    Waiting,
 )
 from ollama_trainer.settings import Settings
 from ollama_trainer.workspace import DataDirectory
@@ -65,13 +66,17 @@ class Submission:
                 "training": self.training or settings.training,
                 "fidelity": settings.fidelity,
                 "rounding": settings.rounding,
+                "checkpoint_every_s": settings.checkpoint_every_s,
             }
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One row of the table `runs`."""
+    """One row of the table `runs`.
+
+    What is stored as JSON is read when it is asked for: most readers want one part of a run.
+    """
 
     #: Order of acceptance, from 1.
     seq: int
@@ -80,22 +85,26 @@ class Run:
     dataset_ref: str
     experiment_label: str | None
     fingerprint: str
-    #: None where the request was refused.
-    spec: RunSpec | None
+    spec_json: str | None
     state: RunState
     #: Fencing number, 0 before the first attempt.
     attempt: int
-    #: Attempts whose worker was lost together with its server.
+    #: Workers lost in a row since something was saved last.
     losses: int
-    worker_pid: int | None
-    #: Seconds since the epoch.
-    worker_started: float | None
+    #: How often the batch was halved because memory ran out.
+    halvings: int
+    waiting_json: str | None
+    #: While the run waits: no attempt begins before.
+    not_before: str | None
+    cancel_requested_at: str | None
+    #: Bytes of the worker's events that are stored.
+    events_offset: int
     #: Lower-case hex; None until the data set is copied.
     dataset_sha256: str | None
     dataset_bytes: int | None
-    progress: Progress | None
-    error: ErrorInfo | None
-    result: RunResult | None
+    progress_json: str | None
+    error_json: str | None
+    result_json: str | None
     #: Set exactly when the run is completed.
     output_model_ref: str | None
     #: Times are ISO 8601 in UTC.
@@ -106,16 +115,99 @@ class Run:
     @classmethod
     def of(cls, row: sqlite3.Row) -> Self:
         values = dict(zip(row.keys(), row, strict=True))
-        values["state"] = RunState(values["state"])
-        for name, kind in _JSON_COLUMNS.items():
-            if values[name] is not None:
-                values[name] = kind.model_validate_json(values[name])
+        for name in ("spec", "waiting", "progress", "error", "result"):
+            values[f"{name}_json"] = values.pop(name)
+        return cls(**values | {"state": RunState(values["state"])})
+
+    @property
+    def spec(self) -> RunSpec | None:
+        """None where the request was refused."""
+        return RunSpec.model_validate_json(self.spec_json) if self.spec_json else None
+
+    @property
+    def waiting(self) -> Waiting | None:
+        """What went wrong in a way that may pass, since the run got further last."""
+        return Waiting.model_validate_json(self.waiting_json) if self.waiting_json else None
+
+    @property
+    def progress(self) -> Progress | None:
+        return Progress.model_validate_json(self.progress_json) if self.progress_json else None
+
+    @property
+    def error(self) -> ErrorInfo | None:
+        return ErrorInfo.model_validate_json(self.error_json) if self.error_json else None
+
+    @property
+    def result(self) -> RunResult | None:
+        return RunResult.model_validate_json(self.result_json) if self.result_json else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One row of the table `attempts`: one start of a worker."""
+
+    token: int
+    run_seq: int
+    task: Literal["run", "publish", "withdraw"]
+    attempt: int
+    worker_pid: int | None
+    #: Seconds since the epoch.
+    worker_started: float | None
+    started_at: str
+    heartbeat_at: str | None
+    ended_at: str | None
+    outcome: str | None
+    error_json: str | None
+
+    @classmethod
+    def of(cls, row: sqlite3.Row) -> Self:
+        values = dict(zip(row.keys(), row, strict=True))
+        values["error_json"] = values.pop("error")
         return cls(**values)
 
 
-_JSON_COLUMNS: dict[str, type[RunSpec | Progress | ErrorInfo | RunResult]] = {
-    "spec": RunSpec,
-    "progress": Progress,
-    "error": ErrorInfo,
-    "result": RunResult,
-}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredEvent:
+    """One row of the table `events`."""
+
+    #: Grows over all runs: a reader goes on after the last one that it has.
+    id: int
+    attempt: int
+    time: str
+    kind: str
+    message: str
+    progress_json: str | None
+    data_json: str
+
+    @classmethod
+    def of(cls, row: sqlite3.Row) -> Self:
+        return cls(
+            id=row["id"],
+            attempt=row["attempt"],
+            time=row["time"],
+            kind=row["kind"],
+            message=row["message"],
+            progress_json=row["progress"],
+            data_json=row["data"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """One row of the table `publications`: a finished run's model, published once more."""
+
+    id: int
+    run_seq: int
+    publisher: Literal["ollama", "folder"]
+    state: RunState
+    losses: int
+    output_model_ref: str | None
+    error_json: str | None
+    requested_at: str
+    finished_at: str | None
+
+    @classmethod
+    def of(cls, row: sqlite3.Row) -> Self:
+        values = {name: row[name] for name in row.keys() if name != "run_id"}  # noqa: SIM118
+        values["error_json"] = values.pop("error")
+        return cls(**values | {"state": RunState(values["state"])})

@@ -1,4 +1,4 @@
-"""The queue as the server sees it: submit a run, look at one."""
+"""The queue as the server sees it: submit a run, look at runs, cancel, publish again, delete."""
 
 from __future__ import annotations
 
@@ -6,22 +6,46 @@ import asyncio
 import logging
 import sqlite3
 import threading
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
 
-from ollama_trainer.errors import DatasetError, ServerError, TrainerError
+from ollama_trainer.errors import (
+    Cancelled,
+    DatasetError,
+    DiskFull,
+    InvalidRequest,
+    ServerError,
+    StoreUnavailable,
+    TrainerError,
+)
 from ollama_trainer.executors import Executor
+from ollama_trainer.queue.database import Database
 from ollama_trainer.queue.lock import DirectoryLock
-from ollama_trainer.queue.rows import Run, Submission
-from ollama_trainer.queue.snapshot import SnapshotStopped, take_snapshot
+from ollama_trainer.queue.pruning import Pruner, is_deletable, remove_all
+from ollama_trainer.queue.publications import PublicationStore
+from ollama_trainer.queue.retries import Tried, given_up, next_try
+from ollama_trainer.queue.rows import Publication, Run, Submission
+from ollama_trainer.queue.snapshot import Snapshot, SnapshotStopped, snapshot_once
 from ollama_trainer.queue.store import RunStore
 from ollama_trainer.queue.supervisor import Supervisor
-from ollama_trainer.records import RunState
+from ollama_trainer.queue.watch import Patience
+from ollama_trainer.records import ErrorInfo, RunState
 from ollama_trainer.settings import Settings
-from ollama_trainer.workspace import DataDirectory
+from ollama_trainer.workspace import DataDirectory, RunDirectory
 
 _log = logging.getLogger(__name__)
 #: Data sets copied at once: a small one need not wait for a big one.
 _COPIES = 4
+#: Seconds before a copied data set is stored again, where the database could not be written.
+_PAUSE_S = 1.0
+
+
+class NotNow(InvalidRequest):
+    """The state of a run does not allow what was asked for."""
+
+    code = "conflict"
 
 
 class RunQueue:
@@ -34,27 +58,39 @@ class RunQueue:
     def __init__(self, settings: Settings, executor: Executor) -> None:
         self._settings = settings
         self._data = DataDirectory(settings.data_dir)
-        self.lock, self._store = _open(self._data)
-        self._supervisor = Supervisor(self._store, self._data, executor)
+        self.lock, self._database = _open(self._data)
+        self.store = RunStore(self._database)
+        self.publications = PublicationStore(self._database)
+        self._pruner = Pruner(self._database, self.publications, self._data, settings.keep_last)
+        self._supervisor = Supervisor(
+            self.store,
+            self.publications,
+            self._data,
+            executor,
+            retry_for_s=settings.retry_for_s,
+            patience=Patience(beat_s=settings.lease_s, word_s=settings.stall_s),
+            ended=self._prune_job_of,
+        )
         self._copiers = ThreadPoolExecutor(_COPIES, thread_name_prefix="dataset-copier")
-        self._copies: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = threading.Event()
 
     def start(self) -> None:
         """Takes up what an earlier server left, and works from then on."""
-        for run in self._store.uncopied():
+        for run in self.store.uncopied():
             self._copy(run)
         self._supervisor.start()
+        self._background(self._pruner.sweep(), "prune")
 
     async def stop(self) -> None:
         """Ends the worker; unfinished runs go on at the next start."""
         await self._supervisor.stop()
         self._stopping.set()
-        for copy in self._copies:
-            copy.cancel()
-        await asyncio.gather(*self._copies, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._copiers.shutdown(wait=False, cancel_futures=True)
-        self._store.close()
+        self._database.close()
         self.lock.release()
 
     async def submit(self, submission: Submission) -> Run:
@@ -62,53 +98,150 @@ class RunQueue:
 
         Raises:
             RunIdTaken: the id stands for another request.
+            StoreUnavailable: it could not be stored.
         """
-        run, new = await self._store.accept(submission, submission.spec(self._settings))
+        run, new = await self.store.accept(submission, submission.spec(self._settings))
         if new:
             self._copy(run)
         return run
 
     async def reject(self, submission: Submission, error: TrainerError) -> None:
         """Stores a refused request as a failed run: a client that only polls learns of it."""
-        await self._store.reject(submission, error)
+        await self.store.reject(submission, error)
 
-    def get(self, run_id: str) -> Run | None:
-        return self._store.get(run_id)
+    async def cancel(self, run: Run) -> None:
+        """Ends a run before its end. A run that was cancelled already is left so.
 
-    def position(self, run: Run) -> int:
-        """1 for the pending run that starts next."""
-        return self._store.queue_position(run)
+        Raises:
+            NotNow: it has ended otherwise.
+        """
+        if run.state is RunState.PENDING:
+            error = Cancelled("The run was cancelled before it began")
+            if await self.store.fail_pending(run.run_id, error):
+                self._supervisor.wake()
+                return
+        await self.store.request_cancel(run.run_id)
+        current = self.store.get(run.run_id)
+        if current is None or current.state.terminal:
+            if current is not None and current.error and current.error.code == Cancelled.code:
+                return
+            raise NotNow("the run has ended already", "Its result stands in GET /status/{runId}.")
+        self._supervisor.cancel(run.run_id)
 
-    def counts(self) -> dict[RunState, int]:
-        return self._store.count_unfinished()
+    async def publish(self, run: Run, publisher: str | None) -> Publication:
+        """Publishes a finished run's model once more.
+
+        Args:
+            publisher: None means as the run's request said.
+
+        Raises:
+            NotNow: the run has not ended, or has no model any more.
+        """
+        if not run.state.terminal:
+            raise NotNow("the run has not ended", "Wait for its end, or cancel it.")
+        directory = self._data.run(run.run_id)
+        if not directory.manifest("modelfile").exists() or not directory.gguf.exists():
+            raise NotNow(
+                "the run has no finished model on the disk",
+                "It never got so far, or its files were removed: train again.",
+            )
+        assert run.spec is not None  # noqa: S101 - it got as far as a model
+        publication = await self.publications.request(run, publisher or run.spec.publisher)
+        self._supervisor.wake()
+        return publication
+
+    async def delete(self, run: Run) -> None:
+        """Removes a finished run with its files. What it published stays.
+
+        Raises:
+            NotNow: somebody works on it, or will.
+        """
+        if not is_deletable(run, self.publications):
+            raise NotNow("the run is not finished", "Cancel it, or wait for its end.")
+        await asyncio.to_thread(remove_all, self._data.run(run.run_id))
+        await self.store.delete(run.run_id)
+
+    def directory(self, run: Run) -> RunDirectory:
+        return self._data.run(run.run_id)
+
+    # The copies of data sets
 
     def _copy(self, run: Run) -> None:
-        task = asyncio.create_task(self._copy_dataset(run), name=f"copy {run.run_id}")
-        self._copies.add(task)
-        task.add_done_callback(self._copies.discard)
+        self._background(self._copy_dataset(run), f"copy {run.run_id}")
 
     async def _copy_dataset(self, run: Run) -> None:
         """Makes a run ready to start, or fails it at once, wherever it stands in the queue."""
-        target = self._data.run(run.run_id).dataset
-        arguments = (run.dataset_ref, target, self._settings.dataset_roots, self._stopping)
-        loop = asyncio.get_running_loop()
-        try:
-            snapshot = await loop.run_in_executor(self._copiers, take_snapshot, *arguments)
-            await self._store.dataset_copied(run.run_id, snapshot.sha256, snapshot.n_bytes)
-        except DatasetError as error:
-            await self._store.fail_pending(run.run_id, error)
-        except SnapshotStopped:
-            return
-        except Exception as error:  # noqa: BLE001 - a copier's boundary: logged and recorded
-            _log.exception("the data set of run %s could not be copied", run.run_id)
-            failure = DatasetError(
-                f"the data set could not be copied: {error!r}", "See the server's log."
-            )
-            await self._store.fail_pending(run.run_id, failure)
+        outcome = await self._snapshot(run)
+        while outcome is not None:
+            try:
+                if isinstance(outcome, Snapshot):
+                    await self.store.dataset_copied(run.run_id, outcome.sha256, outcome.n_bytes)
+                else:
+                    await self.store.fail_pending(run.run_id, outcome)
+                break
+            except StoreUnavailable as error:
+                _log.error("run %s waits: %s", run.run_id, error)
+                await asyncio.sleep(_PAUSE_S)
         self._supervisor.wake()
 
+    async def _snapshot(self, run: Run) -> Snapshot | TrainerError | None:
+        """The copy, why there can be none, or None when the server stops or nobody wants it."""
+        tried = Tried()
+        while True:
+            try:
+                return await self._take_snapshot(run)
+            except SnapshotStopped:
+                return None
+            except DiskFull as error:
+                waiting = next_try(ErrorInfo.of(error), tried, self._settings.retry_for_s)
+                if waiting is None:
+                    reason = given_up(ErrorInfo.of(error), tried)
+                    return DiskFull(reason.cause, reason.remedy)
+                tried = Tried(waiting=waiting)
+                try:
+                    await self.store.dataset_waits(run.run_id, waiting)
+                except StoreUnavailable as full:
+                    _log.error("run %s waits: %s", run.run_id, full)
+                await asyncio.sleep((waiting.until - datetime.now(UTC)).total_seconds())
+            except DatasetError as error:
+                return error
+            except Exception as error:  # noqa: BLE001 - a copier's boundary: logged and recorded
+                _log.exception("the data set of run %s could not be copied", run.run_id)
+                return DatasetError(
+                    f"the data set could not be copied: {error!r}", "See the server's log."
+                )
+            current = self.store.get(run.run_id)
+            if current is None or current.state is not RunState.PENDING:
+                return None
 
-def _open(data: DataDirectory) -> tuple[DirectoryLock, RunStore]:
+    async def _take_snapshot(self, run: Run) -> Snapshot:
+        arguments = (
+            run.dataset_ref,
+            self._data.run(run.run_id),
+            self._settings.dataset_roots,
+            self._stopping,
+        )
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._copiers, snapshot_once, *arguments)
+
+    # What goes on beside
+
+    def _prune_job_of(self, run: Run) -> None:
+        self._background(self._pruner.sweep_job(run.job_id), "prune")
+
+    def _background(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(self._logged(work), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _logged(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception:  # noqa: BLE001 - nobody waits for it
+            _log.exception("a task beside the queue broke")
+
+
+def _open(data: DataDirectory) -> tuple[DirectoryLock, Database]:
     try:
         data.create()
         lock = DirectoryLock(data.path)
@@ -118,7 +251,7 @@ def _open(data: DataDirectory) -> tuple[DirectoryLock, RunStore]:
             "Make it writable, or choose another --data-dir.",
         ) from error
     try:
-        return lock, RunStore(data.database)
+        return lock, Database(data.database)
     except sqlite3.Error as error:
         lock.release()
         raise ServerError(

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ollama_trainer.errors import DatasetError
-from ollama_trainer.workspace import atomic_path
+from ollama_trainer.errors import DatasetError, DiskFull, is_disk_full
+from ollama_trainer.manifests import key_of, read_manifest, write_manifest
+from ollama_trainer.workspace import RunDirectory, atomic_path
 
 _CHUNK_BYTES = 1 << 20
 _ROWS_HINT = "Give the absolute path of a JSONL file with one row a line"
@@ -32,6 +33,29 @@ class SnapshotStopped(Exception):
     """The server stops; the copy is made again at its next start."""
 
 
+def snapshot_once(
+    dataset_ref: str,
+    directory: RunDirectory,
+    roots: Sequence[Path] = (),
+    stopped: threading.Event | None = None,
+) -> Snapshot:
+    """The copy in a run directory, made unless an earlier server made it: its source may be gone.
+
+    Raises:
+        DatasetError, DiskFull, SnapshotStopped: as of `take_snapshot`.
+    """
+    path, key = directory.manifest("snapshot"), key_of("snapshot", dataset_ref)
+    manifest = read_manifest(path, key, directory.path)
+    if manifest is None:
+        take_snapshot(dataset_ref, directory.dataset, roots, stopped)
+        try:
+            manifest = write_manifest(path, key, directory.path, [directory.dataset])
+        except OSError as error:
+            raise _failed(directory.dataset, error) from error
+    (copy,) = manifest.outputs.values()
+    return Snapshot(sha256=copy.sha256, n_bytes=copy.n_bytes)
+
+
 def take_snapshot(
     dataset_ref: str,
     target: Path,
@@ -48,6 +72,7 @@ def take_snapshot(
 
     Raises:
         DatasetError: there is no such file, or it may not or cannot be read, or it is empty.
+        DiskFull: there is no room for the copy.
         SnapshotStopped: `stopped` was set.
     """
     source = _locate(dataset_ref, roots)
@@ -115,12 +140,17 @@ def _copy(reader: BinaryIO, writer: BinaryIO, stopped: threading.Event | None) -
     return Snapshot(sha256=digest.hexdigest(), n_bytes=n_bytes)
 
 
-def _failed(source: Path, error: OSError) -> DatasetError:
+def _failed(source: Path, error: OSError) -> DatasetError | DiskFull:
+    if is_disk_full(error):
+        return DiskFull(
+            f"the disk is full: there is no room for the copy of {source}",
+            "Make room where the data directory lies.",
+        )
     if error.errno == errno.ENOENT and error.filename == str(source):
         return DatasetError(
             f"the data set {source} does not exist", "Create it, or correct datasetRef."
         )
-    if error.filename in (None, str(source)) and error.errno != errno.ENOSPC:
+    if error.filename in (None, str(source)):
         return DatasetError(
             f"the data set {source} cannot be read: {error.strerror or error}",
             "Make it readable for the user that runs the server.",

@@ -1,27 +1,32 @@
 """The runs in SQLite: one writer, transactions, a terminal state that never changes.
 
 Writes go one after another through a thread of their own and return when the disk has them. Reads
-are single rows by key, answered on the caller's thread from a connection of their own, which the
+are few rows by key, answered on the caller's thread from a connection of their own, which the
 write-ahead log never makes wait.
 """
 
 from __future__ import annotations
 
-import asyncio
+import json
 import sqlite3
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any
 
-from ollama_trainer.errors import DatasetError, TrainerError
-from ollama_trainer.queue.database import connect, load_queries, migrate, transaction
-from ollama_trainer.queue.rows import Run, RunIdTaken, Submission
-from ollama_trainer.records import ErrorInfo, Progress, RunResult, RunSpec, RunState
+from ollama_trainer.errors import TrainerError
+from ollama_trainer.queue.database import Database
+from ollama_trainer.queue.rows import Attempt, Run, RunIdTaken, StoredEvent, Submission
+from ollama_trainer.records import (
+    ErrorInfo,
+    Event,
+    RunResult,
+    RunSpec,
+    RunState,
+    Waiting,
+)
 
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
+#: After every seq that there can be.
+_NO_SEQ = 1 << 62
 
 
 class StaleAttempt(Exception):
@@ -29,51 +34,85 @@ class StaleAttempt(Exception):
 
 
 class RunStore:
-    """Runs by id.
+    """Runs by id, with their attempts and events.
 
-    Raises:
-        ServerError: on opening, a newer program wrote the database.
+    Every write raises `StoreUnavailable` when nothing can be written now, and those on behalf of an
+    attempt raise `StaleAttempt` when it is not the newest or its run is finished.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._sql = load_queries()
-        self._writer = connect(path)
-        migrate(self._writer)
-        self._reader = connect(path, read_only=True)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="runs-writer")
-
-    def close(self) -> None:
-        self._thread.shutdown()
-        self._reader.close()
-        self._writer.close()
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._sql = database.sql
 
     # Reads
 
     def get(self, run_id: str) -> Run | None:
         """The run with exactly this id."""
-        run = _one(self._reader, self._sql["get"], run_id=run_id)
-        return run if run is not None and run.run_id == run_id else None
+        row = self._database.row("get", run_id=run_id)
+        return Run.of(row) if row is not None and row["run_id"] == run_id else None
 
-    def next_unfinished(self) -> Run | None:
-        """A running one if there is any, else the pending one that was accepted first."""
-        return _one(self._reader, self._sql["next_unfinished"])
+    def page(
+        self,
+        *,
+        job_id: str | None = None,
+        state: RunState | None = None,
+        before: int | None = None,
+        limit: int,
+    ) -> list[Run]:
+        """Runs, the newest first.
+
+        Args:
+            before: only those whose `seq` is smaller.
+        """
+        query = "list_job" if job_id is not None else "list" if state is None else "list_state"
+        values = {"job_id": job_id, "state": state, "before": before or _NO_SEQ, "limit": limit}
+        return [Run.of(row) for row in self._database.rows(query, **values)]
+
+    def next_running(self) -> Run | None:
+        """A running one that nobody waits for: left by an earlier server, due, or cancelled."""
+        row = self._database.row("next_running", now=now())
+        return Run.of(row) if row is not None else None
+
+    def next_pending(self) -> Run | None:
+        """The pending one that was accepted first, those that wait for room left aside."""
+        row = self._database.row("next_pending")
+        return Run.of(row) if row is not None else None
+
+    def seconds_to_next(self) -> float | None:
+        """Until the next waiting run is due; None when none waits."""
+        row = self._database.row("next_time")
+        if row is None or row[0] is None:
+            return None
+        return max(0.0, (datetime.fromisoformat(row[0]) - datetime.now(UTC)).total_seconds())
 
     def uncopied(self) -> list[Run]:
         """Pending runs without a copy of their data set, in the order of acceptance."""
-        return [Run.of(row) for row in self._reader.execute(self._sql["uncopied"])]
+        return [Run.of(row) for row in self._database.rows("uncopied")]
 
     def queue_position(self, run: Run) -> int:
         """1 for the pending run that starts next."""
-        row = self._reader.execute(self._sql["queue_position"], {"seq": run.seq}).fetchone()
-        return int(row[0])
+        row = self._database.row("queue_position", seq=run.seq)
+        return int(row[0]) if row is not None else 0
 
     def count_unfinished(self) -> dict[RunState, int]:
         counts = dict.fromkeys((RunState.PENDING, RunState.RUNNING), 0)
-        for row in self._reader.execute(self._sql["count_unfinished"]):
+        for row in self._database.rows("count_unfinished"):
             counts[RunState(row["state"])] = row["n"]
         return counts
 
-    # Writes
+    def attempts(self, run: Run) -> list[Attempt]:
+        return [Attempt.of(row) for row in self._database.rows("attempts", seq=run.seq)]
+
+    def open_attempt(self, run: Run) -> Attempt | None:
+        """The attempt whose end is not stored yet."""
+        row = self._database.row("attempt_open", seq=run.seq)
+        return Attempt.of(row) if row is not None else None
+
+    def events(self, run: Run, after: int, limit: int) -> list[StoredEvent]:
+        rows = self._database.rows("events", seq=run.seq, after=after, limit=limit)
+        return [StoredEvent.of(row) for row in rows]
+
+    # Writes: before the first attempt
 
     async def accept(self, submission: Submission, spec: RunSpec) -> tuple[Run, bool]:
         """Stores a run as pending. Returns it, and whether it is new.
@@ -82,106 +121,105 @@ class RunStore:
             RunIdTaken: the id stands for another request (also one that differs only in the
                 case of its id); that one is untouched.
         """
-        return await self._write(self._accept, submission, spec)
+        return await self._database.write(self._accept, submission, spec)
 
     async def reject(self, submission: Submission, error: TrainerError) -> None:
         """Stores a refused request as a failed run, unless the id is taken already."""
-        await self._write(self._insert, submission, RunState.FAILED, error=error)
+        await self._database.write(self._reject, submission, error)
 
     async def dataset_copied(self, run_id: str, sha256: str, n_bytes: int) -> None:
-        await self._write(
+        await self._database.write(
             self._update, "dataset_copied", run_id=run_id, sha256=sha256, n_bytes=n_bytes
         )
 
-    async def fail_pending(self, run_id: str, error: DatasetError) -> None:
-        await self._write(
-            self._update, "fail_pending", run_id=run_id, error=_error_json(error), now=_now()
+    async def dataset_waits(self, run_id: str, waiting: Waiting) -> None:
+        """The data set cannot be copied now."""
+        await self._database.write(
+            self._update,
+            "dataset_waits",
+            run_id=run_id,
+            waiting=waiting.model_dump_json(),
+            not_before=_iso(waiting.until),
         )
 
-    async def claim(self, run: Run) -> Run:
-        """Begins the next attempt of a pending or running run, and returns the run as it is then.
+    async def fail_pending(self, run_id: str, error: TrainerError) -> bool:
+        """Ends a run that no attempt was made at; returns whether it was one."""
+        return await self._database.write(self._fail_pending, run_id, error)
+
+    # Writes: attempts
+
+    async def claim(self, run: Run) -> tuple[Run, int]:
+        """Begins the next attempt of a pending or running run.
+
+        Returns:
+            the run as it is then, and the fencing token of its worker.
 
         Raises:
-            StaleAttempt: somebody else did, or the run is finished.
+            StaleAttempt: somebody else did, it is to be cancelled, or it is finished.
         """
-        return await self._write(self._attempt, "claim", run, now=_now())
+        return await self._database.write(self._claim, run)
 
-    async def worker_started(self, run: Run, pid: int, started: float) -> None:
-        await self._write(self._attempt, "worker_started", run, pid=pid, started=started)
-
-    async def worker_stopped(self, run: Run) -> None:
-        """The worker was stopped on purpose: its attempt does not count as lost."""
-        await self._write(self._attempt, "worker_stopped", run)
-
-    async def worker_lost(self, run: Run) -> Run:
-        """The worker went away together with its server; returns the run with one more loss."""
-        return await self._write(self._attempt, "worker_lost", run)
-
-    async def progress(self, run: Run, progress: Progress) -> None:
-        await self._write(
-            self._attempt, "progress", run, progress=progress.model_dump_json(exclude_none=True)
+    async def worker_started(self, token: int, pid: int, started: float) -> None:
+        await self._database.write(
+            self._update, "attempt_worker", token=token, pid=pid, started=started, now=now()
         )
+
+    async def beat(self, token: int) -> None:
+        """The worker gave a sign of life."""
+        await self._database.write(self._update, "attempt_beat", token=token, now=now())
+
+    async def record(self, run: Run, events: Sequence[Event], offset: int) -> None:
+        """Stores what a worker told, and up to which byte of its file that is."""
+        await self._database.write(self._record, run, events, offset)
+
+    async def wait(self, run: Run, waiting: Waiting, *, halvings: int) -> None:
+        """The attempt failed in a way that may pass; the run goes on later."""
+        await self._database.write(self._wait, run, waiting, halvings)
 
     async def complete(self, run: Run, result: RunResult) -> None:
-        """Raises:
-        StaleAttempt: the run's attempt is not the newest, or it is finished.
-        """
-        await self._write(
-            self._attempt,
-            "finish",
-            run,
-            state=RunState.COMPLETED,
-            error=None,
-            result=result.model_dump_json(),
-            output_model_ref=result.output_model_ref,
-            now=_now(),
-        )
+        await self._database.write(self._finish, run, "completed", RunState.COMPLETED, None, result)
 
     async def fail(self, run: Run, error: ErrorInfo, result: RunResult | None = None) -> None:
-        """Raises:
-        StaleAttempt: the run's attempt is not the newest, or it is finished.
-        """
-        await self._write(
-            self._attempt,
-            "finish",
-            run,
-            state=RunState.FAILED,
-            error=error.model_dump_json(),
-            result=result.model_dump_json() if result else None,
-            output_model_ref=None,
-            now=_now(),
-        )
+        outcome = {"cancelled": "cancelled", "worker_lost": "lost"}.get(error.code, "failed")
+        await self._database.write(self._finish, run, outcome, RunState.FAILED, error, result)
 
-    async def _write(
-        self,
-        step: Callable[Concatenate[sqlite3.Connection, _P], _T],
-        *args: _P.args,
-        **kwargs: _P.kwargs,
-    ) -> _T:
-        def write() -> _T:
-            with transaction(self._writer) as connection:
-                return step(connection, *args, **kwargs)
+    async def request_cancel(self, run_id: str) -> None:
+        """Of a running run; its supervisor does the rest."""
+        await self._database.write(self._update, "cancel", run_id=run_id, now=now())
 
-        return await asyncio.get_running_loop().run_in_executor(self._thread, write)
+    async def begin_errand(self, seq: int, task: str, attempt: int) -> int:
+        """Begins a worker's task that is no attempt at training; returns its fencing token."""
+        return await self._database.write(self._begin, seq, task, attempt)
+
+    async def end_attempt(self, seq: int, outcome: str, error: ErrorInfo | None = None) -> None:
+        """Ends what is open of a run's attempts, and leaves the run as it is."""
+        await self._database.write(self._end_attempt, seq, outcome, error)
+
+    async def delete(self, run_id: str) -> None:
+        """Of a finished run, with all that is stored of it."""
+        await self._database.write(self._update, "delete", run_id=run_id)
+
+    # Steps of transactions
 
     def _accept(
         self, connection: sqlite3.Connection, submission: Submission, spec: RunSpec
     ) -> tuple[Run, bool]:
-        new = self._insert(connection, submission, RunState.PENDING, spec=spec)
-        run = _one(connection, self._sql["get"], run_id=submission.run_id)
-        assert run is not None  # noqa: S101 - just inserted or in its way
+        new = self._insert(connection, submission, spec)
+        run = self._get(connection, submission.run_id)
         if (run.run_id, run.fingerprint) != (submission.run_id, submission.fingerprint):
             raise RunIdTaken(submission.run_id)
+        if new:
+            self._say_state(connection, run, RunState.PENDING)
         return run, new
 
+    def _reject(
+        self, connection: sqlite3.Connection, submission: Submission, error: TrainerError
+    ) -> None:
+        if self._insert(connection, submission, None):
+            self._fail_pending(connection, submission.run_id, error)
+
     def _insert(
-        self,
-        connection: sqlite3.Connection,
-        submission: Submission,
-        state: RunState,
-        *,
-        spec: RunSpec | None = None,
-        error: TrainerError | None = None,
+        self, connection: sqlite3.Connection, submission: Submission, spec: RunSpec | None
     ) -> bool:
         cursor = connection.execute(
             self._sql["insert"],
@@ -192,15 +230,147 @@ class RunStore:
                 "experiment_label": submission.experiment_label,
                 "fingerprint": submission.fingerprint,
                 "spec": spec.model_dump_json() if spec else None,
-                "state": state,
-                "error": _error_json(error) if error else None,
-                "now": _now(),
+                "now": now(),
             },
         )
         return cursor.rowcount == 1
 
-    def _update(self, connection: sqlite3.Connection, /, query: str, **values: object) -> None:
-        connection.execute(self._sql[query], values)
+    def _fail_pending(
+        self, connection: sqlite3.Connection, run_id: str, error: TrainerError
+    ) -> bool:
+        run = self._get(connection, run_id)
+        if run.state is not RunState.PENDING:
+            return False
+        info = ErrorInfo.of(error)
+        self._say_state(connection, run, RunState.FAILED, info)
+        values = {"run_id": run_id, "error": info.model_dump_json(), "now": now()}
+        connection.execute(self._sql["fail_pending"], values)
+        return True
+
+    def _claim(self, connection: sqlite3.Connection, run: Run) -> tuple[Run, int]:
+        claimed = self._attempt(connection, "claim", run, now=now())
+        token = self._begin(connection, run.seq, "run", claimed.attempt)
+        self._say_state(connection, claimed, RunState.RUNNING)
+        return claimed, token
+
+    def _begin(self, connection: sqlite3.Connection, seq: int, task: str, attempt: int) -> int:
+        values = {"seq": seq, "task": task, "attempt": attempt, "now": now()}
+        token = connection.execute(self._sql["attempt_begin"], values).lastrowid
+        assert token is not None  # noqa: S101 - just inserted
+        return token
+
+    def _record(
+        self, connection: sqlite3.Connection, run: Run, events: Sequence[Event], offset: int
+    ) -> None:
+        told = [event.progress for event in events if event.progress is not None]
+        self._attempt(
+            connection,
+            "recorded",
+            run,
+            progress=told[-1].model_dump_json(exclude_none=True) if told else None,
+            offset=offset,
+            saved=any(event.kind == "saved" for event in events),
+        )
+        for event in events:
+            self._insert_event(connection, run, event)
+
+    def _wait(
+        self,
+        connection: sqlite3.Connection,
+        run: Run,
+        waiting: Waiting,
+        halvings: int,
+    ) -> None:
+        if waiting.reason == "worker":
+            self._attempt(connection, "lost", run)
+        self._attempt(
+            connection,
+            "wait",
+            run,
+            waiting=waiting.model_dump_json(),
+            not_before=_iso(waiting.until),
+            halvings=halvings,
+        )
+        outcome = "lost" if waiting.reason == "worker" else "failed"
+        self._end_attempt(connection, run.seq, outcome, waiting.error)
+        self._say_state(
+            connection,
+            run,
+            run.state,
+            waiting.error,
+            waits_for=waiting.reason,
+            tries=waiting.tries,
+            until=_iso(waiting.until),
+        )
+
+    def _finish(
+        self,
+        connection: sqlite3.Connection,
+        run: Run,
+        outcome: str,
+        state: RunState,
+        error: ErrorInfo | None,
+        result: RunResult | None,
+    ) -> None:
+        """Ends the attempt, tells the last event and makes the state terminal, all or nothing."""
+        ref = result.output_model_ref if result and state is RunState.COMPLETED else None
+        current = self._get(connection, run.run_id)
+        if current.state.terminal or current.attempt != run.attempt:
+            raise StaleAttempt(f"{state.value} of run {run.run_id}, attempt {run.attempt}")
+        self._say_state(connection, run, state, error, output_model_ref=ref)
+        self._attempt(
+            connection,
+            "finish",
+            run,
+            state=state,
+            error=error.model_dump_json() if error else None,
+            result=result.model_dump_json() if result else None,
+            output_model_ref=ref,
+            now=now(),
+        )
+        self._end_attempt(connection, run.seq, outcome, error)
+
+    def _end_attempt(
+        self, connection: sqlite3.Connection, seq: int, outcome: str, error: ErrorInfo | None
+    ) -> None:
+        self._update(
+            connection,
+            "attempt_end",
+            seq=seq,
+            outcome=outcome,
+            error=error.model_dump_json() if error else None,
+            now=now(),
+        )
+
+    def _say_state(
+        self,
+        connection: sqlite3.Connection,
+        run: Run,
+        state: RunState,
+        error: ErrorInfo | None = None,
+        **data: object,
+    ) -> None:
+        told: dict[str, Any] = {"state": state.value, **data}
+        if error is not None:
+            told |= {"error": str(error), "error_code": error.code}
+        told = {name: value for name, value in told.items() if value is not None}
+        self._insert_event(connection, run, Event.now("state", state.value, data=told))
+
+    def _insert_event(self, connection: sqlite3.Connection, run: Run, event: Event) -> None:
+        progress = event.progress
+        values = {
+            "seq": run.seq,
+            "attempt": run.attempt,
+            "time": event.time.isoformat(timespec="milliseconds"),
+            "kind": event.kind,
+            "message": event.message,
+            "progress": progress.model_dump_json(exclude_none=True) if progress else None,
+            "data": json.dumps(event.data),
+        }
+        connection.execute(self._sql["event_insert"], values)
+
+    def _update(self, connection: sqlite3.Connection, /, query: str, **values: object) -> int:
+        return connection.execute(self._sql[query], values).rowcount
 
     def _attempt(
         self, connection: sqlite3.Connection, /, query: str, run: Run, **values: object
@@ -209,19 +379,17 @@ class RunStore:
         keys = {"run_id": run.run_id, "attempt": run.attempt}
         if connection.execute(self._sql[query], keys | values).rowcount != 1:
             raise StaleAttempt(f"{query} of run {run.run_id}, attempt {run.attempt}")
-        found = _one(connection, self._sql["get"], run_id=run.run_id)
-        assert found is not None  # noqa: S101 - just updated
-        return found
+        return self._get(connection, run.run_id)
+
+    def _get(self, connection: sqlite3.Connection, run_id: str) -> Run:
+        row = connection.execute(self._sql["get"], {"run_id": run_id}).fetchone()
+        return Run.of(row)
 
 
-def _one(connection: sqlite3.Connection, sql: str, **values: object) -> Run | None:
-    row = connection.execute(sql, values).fetchone()
-    return Run.of(row) if row is not None else None
+def now() -> str:
+    return _iso(datetime.now(UTC))
 
 
-def _error_json(error: TrainerError) -> str:
-    return ErrorInfo.of(error).model_dump_json()
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+def _iso(time: datetime) -> str:
+    """Text that sorts as time does."""
+    return time.astimezone(UTC).isoformat(timespec="milliseconds")

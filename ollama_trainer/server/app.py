@@ -17,6 +17,7 @@ from ollama_trainer.executors.local import LocalExecutor
 from ollama_trainer.queue.service import RunQueue
 from ollama_trainer.server.middleware import json_errors, only_known_callers
 from ollama_trainer.server.routes import QUEUE, SETTINGS, add_routes
+from ollama_trainer.server.runs import add_run_routes
 from ollama_trainer.settings import WILDCARD_HOSTS, Settings
 
 _log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ def create_app(settings: Settings, executor: Executor | None = None) -> web.Appl
 
     app.cleanup_ctx.append(run_queue)
     add_routes(app)
+    add_run_routes(app)
     return app
 
 

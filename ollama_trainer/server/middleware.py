@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from ollama_trainer.errors import TrainerError
 from ollama_trainer.server.wire import error_reply
 from ollama_trainer.settings import WILDCARD_HOSTS, Settings
 
@@ -30,6 +31,9 @@ async def json_errors(request: web.Request, handler: _Handler) -> web.StreamResp
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
         reply = error_reply(message, error.reason.lower().replace(" ", "_"))
         return web.json_response(reply, status=error.status, headers=headers)
+    except TrainerError as error:
+        status = _STATUSES.get(error.code, 500)
+        return web.json_response(error_reply(str(error), error.code), status=status)
     except Exception:  # noqa: BLE001 - the request boundary
         _log.exception("%s %s broke", request.method, request.rel_url.raw_path)
         reply = error_reply("the server failed to answer. See its log.", "internal")
@@ -64,9 +68,12 @@ def only_known_callers(settings: Settings) -> Middleware:
     return check
 
 
+_STATUSES = {"invalid_request": 400, "unknown_run": 404, "conflict": 409, "store_unavailable": 503}
 _TEXTS = {
-    404: "there is nothing at this path. See POST /train, GET /status/{runId} and GET /health.",
-    405: "this path does not answer this method. See POST /train and GET /status/{runId}.",
+    404: "there is nothing at this path. See POST /train, GET /status/{runId}, GET /runs and "
+    "GET /health.",
+    405: "this path does not answer this method. See POST /train, GET /status/{runId} and "
+    "GET /runs.",
     413: "the body is larger than 1 MB. Send the path of the data set, not its content.",
 }
 

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from ollama_trainer import __version__
 from ollama_trainer.errors import InvalidRequest, TrainerError
-from ollama_trainer.queue.rows import RunIdTaken
+from ollama_trainer.queue.rows import Run, RunIdTaken
 from ollama_trainer.queue.service import RunQueue
 from ollama_trainer.records import RunState
 from ollama_trainer.server import wire
@@ -19,9 +19,9 @@ SETTINGS = web.AppKey("settings", Settings)
 
 
 def add_routes(app: web.Application) -> None:
-    app.router.add_post(_lenient("/train"), train)
-    app.router.add_get(_lenient("/status/{run_id}"), status)
-    app.router.add_get(_lenient("/health"), health)
+    app.router.add_post(lenient("/train"), train)
+    app.router.add_get(lenient("/status/{run_id}"), status)
+    app.router.add_get(lenient("/health"), health)
 
 
 async def train(request: web.Request) -> web.Response:
@@ -49,20 +49,34 @@ async def train(request: web.Request) -> web.Response:
 async def status(request: web.Request) -> web.Response:
     """The state of one run."""
     run_id = request.match_info["run_id"]
-    queue = request.app[QUEUE]
-    run = queue.get(run_id) if run_id.isascii() else None
+    store = request.app[QUEUE].store
+    run = store.get(run_id) if run_id.isascii() else None
     if run is None:
-        error = wire.error_reply(
-            "there is no run with this id. Submit it with POST /train.", "unknown_run"
-        )
-        return web.json_response(error, status=404)
-    position = queue.position(run) if run.state is RunState.PENDING else None
-    return web.json_response(wire.status_reply(run, position))
+        reply = wire.error_of(UnknownRun())
+        if request.app[SETTINGS].unknown_run == "not_found":
+            return web.json_response(reply, status=404)
+        failed = {"run_id": wire.storable(run_id), "status": RunState.FAILED.value}
+        return web.json_response(failed | reply)
+    return web.json_response(wire.status_reply(run, position_of(request, run)))
+
+
+def position_of(request: web.Request, run: Run) -> int | None:
+    """A pending run's place in the queue, 1 for the one that starts next."""
+    return request.app[QUEUE].store.queue_position(run) if run.state is RunState.PENDING else None
+
+
+class UnknownRun(InvalidRequest):
+    """Nobody submitted a run of this id."""
+
+    code = "unknown_run"
+
+    def __init__(self) -> None:
+        super().__init__("there is no run with this id", "Submit it with POST /train.")
 
 
 async def health(request: web.Request) -> web.Response:
     """That the server lives, and how much it has to do."""
-    counts = {state.value: n for state, n in request.app[QUEUE].counts().items()}
+    counts = {state.value: n for state, n in request.app[QUEUE].store.count_unfinished().items()}
     return web.json_response(
         {"status": "ok", "name": "ollama-trainer", "version": __version__, "runs": counts}
     )
@@ -77,7 +91,7 @@ async def _refuse(
     return web.json_response(wire.error_of(error), status=status)
 
 
-def _lenient(path: str) -> str:
+def lenient(path: str) -> str:
     """A route that repeated and trailing slashes match too: base URLs often end with one."""
     count = iter(range(path.count("/")))
     return re.sub("/", lambda _: f"/{{_{next(count)}:/*}}", path) + "{_end:/*}"

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from ollama_trainer.errors import InvalidRequest, TrainerError
 from ollama_trainer.names import check_run_id
-from ollama_trainer.queue.rows import Run, Submission
-from ollama_trainer.records import RunState, TrainingOptions
+from ollama_trainer.queue.rows import Attempt, Publication, Run, StoredEvent, Submission
+from ollama_trainer.records import ErrorInfo, RunState, TrainingOptions
 from ollama_trainer.settings import Settings
 
 #: Paths of every platform are shorter.
@@ -137,6 +137,20 @@ def train_reply(run: Run, ignored: tuple[str, ...] = ()) -> dict[str, Any]:
 
 def status_reply(run: Run, queue_position: int | None = None) -> dict[str, Any]:
     """A run's state. Nothing that could be taken for a model stands in it before completion."""
+    reply = run_summary(run)
+    reply["progress"] = _read(run.progress_json)
+    reply["queue_position"] = queue_position
+    if run.result_json is not None:
+        result = json.loads(run.result_json)
+        reply["result"] = {
+            name: result[name] for name in ("gguf", "modelfile", "seconds", "metrics")
+        }
+        reply["fidelity"] = result["fidelity"]
+    return {name: value for name, value in reply.items() if value is not None}
+
+
+def run_summary(run: Run) -> dict[str, Any]:
+    """What a list tells of a run; absent values are None."""
     reply: dict[str, Any] = {
         "run_id": run.run_id,
         "job_id": run.job_id,
@@ -146,20 +160,168 @@ def status_reply(run: Run, queue_position: int | None = None) -> dict[str, Any]:
         "started_at": run.started_at,
         "finished_at": run.finished_at,
         "experiment_label": run.experiment_label,
-        "progress": run.progress.model_dump(mode="json") if run.progress else None,
-        "queue_position": queue_position,
     }
     if run.state is RunState.COMPLETED:
         reply["output_model_ref"] = reply["outputModelRef"] = run.output_model_ref
-    if run.result is not None:
-        reply["result"] = run.result.model_dump(
-            mode="json", include={"gguf", "modelfile", "seconds", "metrics"}
-        )
-        if run.result.fidelity is not None:
-            reply["fidelity"] = run.result.fidelity.model_dump(mode="json")
+    if run.not_before is not None and (waiting := run.waiting) is not None:
+        reply["waiting"] = {
+            "for": waiting.reason,
+            **waiting.model_dump(mode="json", include={"since", "tries", "until", "deadline"}),
+            **error_reply(str(waiting.error), waiting.error.code),
+        }
+    if run.cancel_requested_at is not None and not run.state.terminal:
+        reply["cancelling"] = True
     if run.error is not None:
         reply |= error_reply(str(run.error), run.error.code)
+    return reply
+
+
+def run_list(runs: Sequence[Run], limit: int) -> dict[str, Any]:
+    """A page of runs; `next` is the cursor of the one after it."""
+    summaries = [
+        {name: value for name, value in run_summary(run).items() if value is not None}
+        for run in runs
+    ]
+    return {"runs": summaries, "next": str(runs[-1].seq) if len(runs) == limit else None}
+
+
+def run_detail(
+    run: Run,
+    queue_position: int | None,
+    attempts: Sequence[Attempt],
+    publications: Sequence[Publication],
+    files: Mapping[str, int],
+) -> dict[str, Any]:
+    """Everything that is known of a run.
+
+    Args:
+        files: name in the run directory -> bytes.
+    """
+    reply = status_reply(run, queue_position)
+    reply |= {
+        "dataset_ref": run.dataset_ref,
+        "dataset_sha256": run.dataset_sha256,
+        "dataset_bytes": run.dataset_bytes,
+        "spec": _read(run.spec_json),
+        "attempts": [_attempt(attempt) for attempt in attempts],
+        "publications": [publication_reply(publication) for publication in publications],
+        "files": dict(files),
+    }
     return {name: value for name, value in reply.items() if value is not None}
+
+
+def publication_reply(publication: Publication) -> dict[str, Any]:
+    reply = {
+        "id": publication.id,
+        "publisher": publication.publisher,
+        "status": publication.state.value,
+        "output_model_ref": publication.output_model_ref,
+        "requested_at": publication.requested_at,
+        "finished_at": publication.finished_at,
+        **_stored_error(publication.error_json),
+    }
+    return {name: value for name, value in reply.items() if value is not None}
+
+
+def event_reply(event: StoredEvent) -> dict[str, Any]:
+    reply = {
+        "id": event.id,
+        "time": event.time,
+        "attempt": event.attempt,
+        "kind": event.kind,
+        "message": event.message,
+        "progress": _read(event.progress_json),
+        "data": _read(event.data_json) or None,
+    }
+    return {name: value for name, value in reply.items() if value is not None}
+
+
+def server_sent(event: StoredEvent) -> bytes:
+    """An event as a stream of Server-Sent Events carries it."""
+    data = json.dumps(event_reply(event), separators=(",", ":"))
+    return f"id: {event.id}\nevent: {event.kind}\ndata: {data}\n\n".encode()
+
+
+def _attempt(attempt: Attempt) -> dict[str, Any]:
+    reply = {
+        "token": attempt.token,
+        "task": attempt.task,
+        "attempt": attempt.attempt,
+        "pid": attempt.worker_pid,
+        "started_at": attempt.started_at,
+        "heartbeat_at": attempt.heartbeat_at,
+        "ended_at": attempt.ended_at,
+        "outcome": attempt.outcome,
+        **_stored_error(attempt.error_json),
+    }
+    return {name: value for name, value in reply.items() if value is not None}
+
+
+def _stored_error(error_json: str | None) -> dict[str, Any]:
+    if error_json is None:
+        return {}
+    error = ErrorInfo.model_validate_json(error_json)
+    return error_reply(str(error), error.code)
+
+
+def _read(text: str | None) -> Any:
+    return json.loads(text) if text is not None else None
+
+
+class ListQuery(BaseModel):
+    """The query of GET /runs."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    job: str | None = None
+    state: RunState | None = None
+    #: Cursor of an earlier page's `next`.
+    before: int | None = Field(None, ge=1)
+    limit: int = Field(50, ge=1, le=200)
+
+
+class EventsQuery(BaseModel):
+    """The query of GET /runs/{runId}/events."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    after: int = Field(0, ge=0)
+    limit: int = Field(1000, ge=1, le=10_000)
+
+
+class LogQuery(BaseModel):
+    """The query of GET /runs/{runId}/log."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    #: Lines from the end; absent means all.
+    tail: int | None = Field(None, ge=1, le=10_000)
+
+
+class PublishBody(BaseModel):
+    """The body of POST /runs/{runId}/publish, which may be left out."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    publisher: Literal["ollama", "folder"] | None = None
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def understood(model: type[_Model], values: Mapping[str, Any]) -> _Model:
+    """Raises:
+    InvalidRequest: a value is not valid.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = first["loc"][0] if first["loc"] else "body"
+        known = ", ".join(model.model_fields)
+        raise InvalidRequest(
+            f"'{storable(str(name))}' is not valid: {first['msg']}", f"Known here: {known}."
+        ) from error
 
 
 def error_reply(message: str, code: str) -> dict[str, Any]:

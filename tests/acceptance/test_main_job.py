@@ -132,7 +132,9 @@ def test_an_ollama_that_is_away_fails_the_run_and_keeps_the_model(
 ) -> None:
     """Never a path where a name was promised; the work is not lost either."""
     data = tmp_path / "data"
-    with served(data, OLLAMA_HOST="127.0.0.1:9", OLLAMA_TRAINER_STEPS="2") as app:
+    with served(
+        data, OLLAMA_HOST="127.0.0.1:9", OLLAMA_TRAINER_STEPS="2", OLLAMA_TRAINER_RETRY_FOR_S="0"
+    ) as app:
         run_id = app.train(str(few_rows))
         status = app.poll(run_id)
     assert status["status"] == "failed"

@@ -7,6 +7,12 @@ Run as the real one is, with the run directory as the only argument. Rows:
     {"do": "die"}                   SIGKILL to itself
     {"do": "hold", "until": PATH}   as complete, but only once PATH exists
     {"do": "ignore", "until": PATH} as hold, deaf to SIGTERM
+    {"do": "mute", "until": PATH}   as hold, without a heartbeat
+    {"do": "save", "times": 3}      SIGKILL to itself after having saved something, so many times
+    {"do": "away", "until": PATH}   no Ollama answers until PATH exists
+    {"do": "memory"}                out of memory until the batch is halved
+    {"do": "full", "until": PATH}   no room for the result until PATH exists
+    {"do": "named", "until": PATH}  as hold, with something left at the publisher
 Every start appends "<run id> <pid>" to <cache dir>/starts.
 """
 
@@ -19,19 +25,23 @@ import sys
 import time
 from pathlib import Path
 
-from ollama_trainer.errors import DatasetError
+from ollama_trainer.errors import DatasetError, OllamaUnreachable, OutOfMemory, TrainerError
+from ollama_trainer.executors import EXIT_DISK_FULL
 from ollama_trainer.executors.parentwatch import exit_with_parent
+from ollama_trainer.manifests import write_manifest
 from ollama_trainer.records import (
     ErrorInfo,
     Event,
     Fidelity,
     Figures,
+    Lease,
     Losses,
     Progress,
     RunResult,
     RunSpec,
     Stage,
 )
+from ollama_trainer.worker import start_heartbeat
 from ollama_trainer.workspace import RunDirectory
 
 #: What a completed run tells of its model.
@@ -51,10 +61,14 @@ FIDELITY = Fidelity(
 def main() -> int:
     exit_with_parent()
     directory = RunDirectory(Path(sys.argv[1]))
-    spec = directory.read_spec()
+    spec, lease = directory.read_spec(), directory.read_lease()
     with (spec.cache_dir / "starts").open("a", encoding="utf-8") as starts:
-        starts.write(f"{spec.run_id} {os.getpid()}\n")
+        starts.write(f"{spec.run_id} {os.getpid()} {lease.task} {lease.token}\n")
     order = json.loads(directory.dataset.read_text(encoding="utf-8").splitlines()[0])
+    if order["do"] != "mute":
+        start_heartbeat(directory)
+    if lease.task != "run":
+        return _errand(directory, spec, lease, order)
     if order["do"] == "ignore":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if order["do"] == "exit":
@@ -62,25 +76,60 @@ def main() -> int:
         return int(order["code"])
     if order["do"] == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    if order["do"] == "save" and lease.attempt <= order["times"]:
+        directory.append_event(Event.now("saved", f"checkpoint {lease.attempt}"))
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if order["do"] == "full" and not Path(order["until"]).exists():
+        return EXIT_DISK_FULL
     directory.append_event(
         Event.now("progress", progress=Progress(stage=Stage.TRAIN, fraction=0.5, step=1, steps=2))
     )
-    while "until" in order and not Path(order["until"]).exists():
+    if order["do"] == "named":
+        directory.publishing.write_text('{"step": "name"}')
+    while "until" in order and order["do"] != "away" and not Path(order["until"]).exists():
         time.sleep(0.02)
-    return _finish(directory, spec, order["do"])
+    return _finish(directory, spec, lease, order)
 
 
-def _finish(directory: RunDirectory, spec: RunSpec, ending: str) -> int:
-    if ending == "fail":
-        error = ErrorInfo.of(DatasetError("no good row", "Label some rows good."))
-        directory.write_result(RunResult(status="failed", error=error))
+def _errand(directory: RunDirectory, spec: RunSpec, lease: Lease, order: dict[str, str]) -> int:
+    if lease.task == "withdraw" and order.get("withdraw") == "fails":
+        error = ErrorInfo.of(OllamaUnreachable("no Ollama", "Start it."))
+        failed = RunResult(status="failed", error=error, token=lease.token)
+        directory.write_result(failed, lease.task)
         return 1
+    if lease.task == "withdraw":
+        directory.publishing.unlink()
+    ref = f"{spec.model_name}-again" if lease.task == "publish" else None
+    done = RunResult(status="completed", output_model_ref=ref, token=lease.token)
+    directory.write_result(done, lease.task)
+    return 0
+
+
+def _failed(lease: Lease, error: TrainerError) -> RunResult:
+    return RunResult(status="failed", error=ErrorInfo.of(error), token=lease.token)
+
+
+def _finish(directory: RunDirectory, spec: RunSpec, lease: Lease, order: dict[str, str]) -> int:
+    failure: TrainerError | None = None
+    if order["do"] == "fail":
+        failure = DatasetError("no good row", "Label some rows good.")
+    if order["do"] == "memory" and lease.halvings == 0:
+        failure = OutOfMemory("no memory", "Set a smaller batch_size.")
+    if order["do"] == "away" and not Path(order["until"]).exists():
+        failure = OllamaUnreachable("no Ollama answers", "Start it.")
+    if failure is not None:
+        directory.write_result(_failed(lease, failure))
+        return 1
+    directory.gguf.write_bytes(b"GGUF")
+    write_manifest(directory.manifest("modelfile"), "key", directory.path, [directory.gguf])
     directory.append_event(
         Event.now("progress", progress=Progress(stage=Stage.PUBLISH, fraction=1.0, loss=0.25))
     )
     directory.write_result(
         RunResult(
             status="completed",
+            token=lease.token,
             output_model_ref=spec.model_name,
             fidelity=FIDELITY,
             seconds={"train": 0.1},

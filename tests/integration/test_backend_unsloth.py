@@ -19,7 +19,7 @@ import pytest
 from ollama_trainer.gguf.file import read_gguf
 from ollama_trainer.llama import logits_at, open_sequences
 from ollama_trainer.prompts import open_prompt_format
-from ollama_trainer.records import Example, RunResult, RunSpec, TrainingOptions
+from ollama_trainer.records import Example, Lease, RunResult, RunSpec, TrainingOptions
 from ollama_trainer.workspace import RunDirectory
 from tests.tiny_models import tiny_model, write_gguf
 
@@ -69,6 +69,7 @@ def run_worker(tmp_path_factory: pytest.TempPathFactory) -> RunWorker:
             "cache_dir": shared / "cache", "training": training,
         }  # fmt: skip
         directory.write_spec(RunSpec(**values | spec))
+        directory.write_lease(Lease(token=1))
         rows = [
             {"input": again.format(ask), "output": say, "label": "good"}
             for again in AGAIN[:wordings]
@@ -266,7 +267,7 @@ def test_an_unexpected_error_is_a_failed_run_with_its_traceback_in_the_log(
         "import sys\n"
         "from ollama_trainer import worker\n"
         "def execute(run): raise ZeroDivisionError('on purpose')\n"
-        "worker.execute = execute\n"
+        "worker.TASKS['run'] = execute\n"
         "sys.exit(worker.main())\n"
     )
     run = run_worker(base("F16"), LEARNS, wrapper=wrapper)

@@ -28,7 +28,10 @@ def recorded(api: Api, run: str, attempt: int = 1) -> bool:
     """Whether the database knows the worker of this attempt."""
     database = sqlite3.connect(api.data_dir / "trainer.db")
     try:
-        query = "SELECT worker_pid FROM runs WHERE run_id = ? AND attempt = ?"
+        query = (
+            "SELECT worker_pid FROM attempts JOIN runs ON seq = run_seq"
+            " WHERE run_id = ? AND attempts.attempt = ?"
+        )
         row = database.execute(query, (run, attempt)).fetchone()
         return row is not None and row[0] is not None
     finally:
@@ -118,7 +121,9 @@ async def test_a_process_that_took_over_a_pid_is_left_alone(
     bystander = start_bystander()
     try:
         with sqlite3.connect(api.data_dir / "trainer.db") as database:
-            database.execute("UPDATE runs SET worker_pid = ?, worker_started = 1", (bystander.pid,))
+            database.execute(
+                "UPDATE attempts SET worker_pid = ?, worker_started = 1", (bystander.pid,)
+            )
         go.touch()
         server_process.restart()
         assert (await connect(server_process).end(run))["status"] == "completed"
@@ -176,14 +181,28 @@ async def test_stopped_in_order_the_worker_ends_and_the_attempt_is_not_lost(
     assert (status["status"], status["attempt"]) == ("completed", stops + 1)
 
 
-async def test_a_worker_killed_alone_fails_its_run(
+async def test_a_worker_killed_alone_is_followed_by_another(
     server_process: ServerProcess, connect: Connect, rows: WriteRows, tmp_path: Path
 ) -> None:
+    go = tmp_path / "go"
     api = connect(server_process)
-    run = await api.submit(rows("hold", until=str(tmp_path / "never")))
+    run, behind = await api.submit(rows("hold", until=str(go))), await api.submit(rows())
     os.kill(await started(api), signal.SIGKILL)
+    await started(api, 2)
+    go.touch()
     status = await api.end(run)
-    assert (status["status"], status["error_code"]) == ("failed", "worker_lost")
+    assert (status["status"], status["attempt"]) == ("completed", 2)
+    assert (await api.end(behind))["status"] == "completed"
+    assert api.starts() == [run, run, behind]
+
+
+async def test_who_saves_something_each_time_is_never_given_up(
+    server_process: ServerProcess, connect: Connect, rows: WriteRows
+) -> None:
+    """A training that is killed every hour still ends, if it gets further in each."""
+    api = connect(server_process)
+    status = await api.end(await api.submit(rows("save", times=4)))
+    assert (status["status"], status["attempt"]) == ("completed", 5)
 
 
 async def test_a_second_server_refuses_and_names_the_first(

@@ -3,15 +3,26 @@
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
-from ollama_trainer.errors import DatasetError, InvalidRequest, ServerError
-from ollama_trainer.queue.database import connect, migrate, migrations
+from ollama_trainer.errors import DatasetError, InvalidRequest
+from ollama_trainer.queue.database import Database
 from ollama_trainer.queue.rows import Run, RunIdTaken, Submission
 from ollama_trainer.queue.store import RunStore, StaleAttempt
-from ollama_trainer.records import ErrorInfo, Progress, RunResult, RunSpec, RunState, Stage
+from ollama_trainer.records import (
+    ErrorInfo,
+    Event,
+    Progress,
+    RunResult,
+    RunSpec,
+    RunState,
+    Stage,
+    Waiting,
+)
 from ollama_trainer.settings import Settings
 
 RESULT = RunResult(status="completed", output_model_ref="tuned-job:r1")
@@ -20,13 +31,31 @@ ERROR = ErrorInfo(code="dataset", cause="no good row", remedy="Label some.")
 
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[RunStore]:
-    store = RunStore(tmp_path / "trainer.db")
-    yield store
-    store.close()
+    database = Database(tmp_path / "trainer.db")
+    yield RunStore(database)
+    database.close()
 
 
 def submission(run_id: str = "r1", fingerprint: str = "f") -> Submission:
     return Submission(run_id=run_id, job_id="job", dataset_ref="/d.jsonl", fingerprint=fingerprint)
+
+
+def waiting(reason: Literal["ollama", "worker"] = "ollama", *, minutes: float = 0) -> Waiting:
+    now = datetime.now(UTC)
+    return Waiting(
+        reason=reason,
+        since=now,
+        tries=1,
+        until=now + timedelta(minutes=minutes),
+        deadline=now + timedelta(hours=1),
+        error=ERROR,
+    )
+
+
+def found(store: RunStore) -> Run:
+    run = store.get("r1")
+    assert run is not None
+    return run
 
 
 async def accept(store: RunStore, run_id: str = "r1", fingerprint: str = "f") -> Run:
@@ -96,49 +125,123 @@ async def test_runs_are_taken_in_the_order_of_acceptance(store: RunStore) -> Non
     runs = [await accept(store, f"r{n}") for n in range(12)]
     assert [store.queue_position(run) for run in runs] == list(range(1, 13))
     for run in runs:
-        first = store.next_unfinished()
+        first = store.next_pending()
         assert first is not None
         assert first.run_id == run.run_id
-        claimed = await store.claim(first)
-        assert store.next_unfinished() == claimed
+        claimed, _ = await store.claim(first)
+        assert store.next_running() == claimed
         await store.complete(claimed, RESULT)
-    assert store.next_unfinished() is None
+        assert store.next_running() is None
+    assert store.next_pending() is None
 
 
 async def test_a_lost_attempt_can_write_nothing(store: RunStore) -> None:
-    lost = await store.claim(await accept(store))
-    await store.worker_started(lost, 1, 2.5)
-    current = await store.claim(lost)
-    assert (current.attempt, current.worker_pid) == (2, None)
-    progress = Progress(stage=Stage.TRAIN)
+    lost, _ = await store.claim(await accept(store))
+    current, token = await store.claim(lost)
+    assert (current.attempt, token) == (2, 2)
+    kept = store.get("r1"), store.attempts(current), store.events(current, 0, 100)
     for write in (
         store.claim(lost),
-        store.worker_started(lost, 9, 9.0),
-        store.progress(lost, progress),
+        store.record(lost, [Event.now("note", "late")], 5),
+        store.wait(lost, waiting(), halvings=0),
         store.complete(lost, RESULT),
         store.fail(lost, ERROR),
     ):
         with pytest.raises(StaleAttempt):
             await write
-    assert store.get("r1") == current
-    await store.progress(current, progress)
+    assert (store.get("r1"), store.attempts(current), store.events(current, 0, 100)) == kept
     await store.complete(current, RESULT)
 
 
-async def test_losses_are_counted_and_deliberate_stops_are_not(store: RunStore) -> None:
-    run = await store.claim(await accept(store))
-    await store.worker_started(run, 1, 2.5)
-    lost = await store.worker_lost(run)
-    assert (lost.losses, lost.worker_pid) == (1, None)
-    await store.worker_stopped(run)
-    again = store.get("r1")
-    assert again is not None
-    assert again.losses == 1
+async def test_losses_are_counted_until_something_is_saved(store: RunStore) -> None:
+    run, _ = await store.claim(await accept(store))
+    for losses in (1, 2):
+        await store.wait(run, waiting("worker"), halvings=0)
+        run = found(store)
+        assert run.losses == losses
+        run, _ = await store.claim(run)
+    await store.record(run, [Event.now("progress", progress=Progress(stage=Stage.TRAIN))], 10)
+    assert found(store).losses == 2
+    await store.record(run, [Event.now("saved", "checkpoint at step 3")], 20)
+    run = found(store)
+    assert (run.losses, run.waiting, run.events_offset) == (0, None, 20)
+
+
+async def test_a_run_waits_and_is_due_again(store: RunStore) -> None:
+    run, _ = await store.claim(await accept(store))
+    behind = await accept(store, "r2")
+    await store.wait(run, waiting(minutes=1), halvings=1)
+    run = found(store)
+    assert (run.state, run.halvings, run.losses) == (RunState.RUNNING, 1, 0)
+    assert store.next_running() is None
+    assert store.next_pending() == behind
+    assert 50 < (store.seconds_to_next() or 0) <= 60
+    assert [a.outcome for a in store.attempts(run)] == ["failed"]
+    await store.request_cancel("r1")
+    due = store.next_running()
+    assert due is not None
+    assert due.cancel_requested_at is not None
+    with pytest.raises(StaleAttempt):
+        await store.claim(due)
+
+
+async def test_the_last_event_is_the_end(store: RunStore, tmp_path: Path) -> None:
+    run, _ = await store.claim(await accept(store))
+    await store.record(run, [Event.now("stage", "train"), Event.now("note", "x", data={"a": 1})], 9)
+    await store.complete(run, RESULT)
+    events = store.events(run, 0, 100)
+    assert [event.kind for event in events] == ["state", "state", "stage", "note", "state"]
+    assert [event.id for event in events] == sorted(event.id for event in events)
+    assert '"completed"' in events[-1].data_json
+    assert store.events(run, events[2].id, 1) == [events[3]]
+    with sqlite3.connect(tmp_path / "trainer.db") as other:
+        for change in (
+            "UPDATE events SET message = 'x'",
+            "DELETE FROM events",
+            "INSERT INTO events (run_seq, attempt, time, kind) VALUES (1, 1, '', 'note')",
+        ):
+            with pytest.raises(sqlite3.IntegrityError):
+                other.execute(change)
+
+
+async def test_a_run_is_deleted_whole_and_only_when_it_has_ended(
+    store: RunStore, tmp_path: Path
+) -> None:
+    run, _ = await store.claim(await accept(store))
+    await store.delete("r1")
+    assert store.get("r1") == run
+    with (
+        sqlite3.connect(tmp_path / "trainer.db") as other,
+        pytest.raises(sqlite3.IntegrityError, match="unfinished"),
+    ):
+        other.execute("DELETE FROM runs")
+    await store.fail(run, ERROR)
+    await store.delete("r1")
+    assert store.get("r1") is None
+    with sqlite3.connect(tmp_path / "trainer.db") as other:
+        for table in ("events", "attempts", "publications"):
+            assert other.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)  # noqa: S608
+    assert (await accept(store)).seq == 2
+
+
+async def test_pages_of_runs_by_job_and_state(store: RunStore) -> None:
+    runs = [await accept(store, f"r{n}") for n in range(5)]
+    ended, _ = await store.claim(runs[0])
+    await store.fail(ended, ERROR)
+
+    def ids(**query: Any) -> list[str]:
+        return [run.run_id for run in store.page(**{"limit": 10, **query})]
+
+    assert ids() == ["r4", "r3", "r2", "r1", "r0"]
+    assert ids(limit=2, before=runs[4].seq) == ["r3", "r2"]
+    assert ids(state=RunState.FAILED) == ["r0"]
+    assert ids(job_id="job", state=RunState.PENDING, limit=3) == ["r4", "r3", "r2"]
+    assert ids(job_id="other") == []
 
 
 @pytest.mark.parametrize("end", ["completed", "failed"])
 async def test_a_finished_run_never_changes(store: RunStore, tmp_path: Path, end: str) -> None:
-    run = await store.claim(await accept(store))
+    run, _ = await store.claim(await accept(store))
     await (store.complete(run, RESULT) if end == "completed" else store.fail(run, ERROR))
     finished = store.get("r1")
     for write in (store.complete(run, RESULT), store.fail(run, ERROR), store.claim(run)):
@@ -172,7 +275,7 @@ async def test_the_database_refuses_what_no_run_may_be(
 
 
 async def test_a_model_ref_that_is_empty_is_no_completion(store: RunStore) -> None:
-    run = await store.claim(await accept(store))
+    run, _ = await store.claim(await accept(store))
     with pytest.raises(sqlite3.IntegrityError):
         await store.complete(run, RunResult(status="completed", output_model_ref=""))
     current = store.get("r1")
@@ -182,30 +285,9 @@ async def test_a_model_ref_that_is_empty_is_no_completion(store: RunStore) -> No
 
 async def test_runs_outlive_the_store(store: RunStore, tmp_path: Path) -> None:
     run = await accept(store)
-    again = RunStore(tmp_path / "trainer.db")
+    again = Database(tmp_path / "trainer.db")
     try:
-        assert again.get("r1") == run
-        assert again.uncopied() == [run]
+        assert RunStore(again).get("r1") == run
+        assert RunStore(again).uncopied() == [run]
     finally:
         again.close()
-
-
-def test_migrations_are_numbered_without_a_gap() -> None:
-    numbers = [number for number, _ in migrations()]
-    assert numbers == list(range(1, len(numbers) + 1))
-
-
-def test_a_migration_is_applied_once_and_the_disk_is_waited_for(tmp_path: Path) -> None:
-    connection = connect(tmp_path / "x.db")
-    assert migrate(connection) == migrate(connection) == len(migrations())
-    assert connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
-    assert connection.execute("PRAGMA synchronous").fetchone()[0] == 2
-    connection.close()
-
-
-def test_a_newer_programs_database_is_left_alone(tmp_path: Path) -> None:
-    connection = connect(tmp_path / "x.db")
-    connection.execute("PRAGMA user_version = 1000")
-    connection.close()
-    with pytest.raises(ServerError, match="version 1000"):
-        RunStore(tmp_path / "x.db")

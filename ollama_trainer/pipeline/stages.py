@@ -1,0 +1,94 @@
+"""What an attempt finds done by those before it, and leaves done for those after it.
+
+    stages/snapshot.json   dataset.jsonl (the server's)
+    stages/train.json      adapter/, statistics/
+    stages/export.json     model.gguf, of one type of weights
+    stages/modelfile.json  model.gguf and Modelfile, found good
+    stages/publish.json    that the model is where it was to go
+
+Each is a manifest (manifests.py), written after its files. Stages that take seconds, finding the
+base and reading the data set, are simply made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ollama_trainer import __version__
+from ollama_trainer.manifests import file_sha256, key_of, read_manifest, write_manifest
+from ollama_trainer.records import RunSpec
+from ollama_trainer.workspace import RunDirectory
+
+#: Raised when files of a stage change in form, so that older ones are made again.
+_LAYOUT = 1
+_PROGRAMS = ("torch", "transformers", "trl", "peft", "unsloth", "llama-cpp-python")
+#: Settings that say where a model goes and how often work is saved, not what it is.
+_NOT_OF_THE_MODEL = {"publisher", "ollama_host", "model_name", "cache_dir", "checkpoint_every_s"}
+
+
+class Stages:
+    """The stages of one run that are done.
+
+    Args:
+        attempt: who writes.
+        confirm: called before anything is said to be done; raises when somebody else took over.
+        saved: called with what has been saved, in words.
+    """
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        attempt: int,
+        confirm: Callable[[], None],
+        saved: Callable[[str], None],
+    ) -> None:
+        self._directory = directory
+        self._attempt = attempt
+        self._confirm = confirm
+        self._saved = saved
+
+    def load(self, stage: str, key: str | None) -> dict[str, Any] | None:
+        """What a stage told when it was done for this key; None when it is to be made.
+
+        Args:
+            key: None takes what there is, whatever it was made for.
+        """
+        manifest = read_manifest(self._directory.manifest(stage), key, self._directory.path)
+        return manifest.data if manifest is not None else None
+
+    def save(self, stage: str, key: str, outputs: Iterable[Path], data: Mapping[str, Any]) -> None:
+        """Says that a stage is done.
+
+        Raises:
+            LeaseLost: somebody else has taken over.
+        """
+        self._confirm()
+        write_manifest(
+            self._directory.manifest(stage),
+            key,
+            self._directory.path,
+            outputs,
+            attempt=self._attempt,
+            versions=_versions(),
+            data=data,
+        )
+        self._saved(stage)
+
+
+def run_key(directory: RunDirectory, spec: RunSpec, halvings: int) -> str:
+    """Of everything that a run's model follows from, but for its base's content."""
+    said = spec.model_dump(mode="json", exclude=_NOT_OF_THE_MODEL)
+    return key_of(_LAYOUT, __version__, said, file_sha256(directory.dataset), halvings)
+
+
+def _versions() -> dict[str, str]:
+    found = {"ollama-trainer": __version__}
+    for name in _PROGRAMS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
