@@ -56,27 +56,27 @@ WHERE run_id = :run_id AND state = 'pending';
 -- name: claim
 UPDATE runs SET state = 'running', attempt = attempt + 1, started_at = coalesce(started_at, :now),
                 not_before = NULL
-WHERE run_id = :run_id AND attempt = :attempt AND state IN ('pending', 'running')
+WHERE seq = :seq AND attempt = :attempt AND state IN ('pending', 'running')
       AND cancel_requested_at IS NULL;
 
 -- name: lost
 UPDATE runs SET losses = losses + 1
-WHERE run_id = :run_id AND attempt = :attempt AND state = 'running';
+WHERE seq = :seq AND attempt = :attempt AND state = 'running';
 
 -- name: recorded
 UPDATE runs SET progress = coalesce(:progress, progress), events_offset = :offset,
-                losses = iif(:saved, 0, losses), waiting = iif(:saved, NULL, waiting)
-WHERE run_id = :run_id AND attempt = :attempt AND state = 'running';
+                losses = iif(:saved, 0, losses), waiting = iif(:saved AND not_before IS NULL, NULL, waiting)
+WHERE seq = :seq AND attempt = :attempt AND state = 'running';
 
 -- name: wait
 UPDATE runs SET waiting = :waiting, not_before = :not_before, halvings = :halvings
-WHERE run_id = :run_id AND attempt = :attempt AND state = 'running';
+WHERE seq = :seq AND attempt = :attempt AND state = 'running';
 
 -- name: finish
 UPDATE runs SET state = :state, error = :error, result = :result,
                 output_model_ref = :output_model_ref, finished_at = :now, waiting = NULL,
                 not_before = NULL
-WHERE run_id = :run_id AND attempt = :attempt AND state IN ('pending', 'running');
+WHERE seq = :seq AND attempt = :attempt AND state IN ('pending', 'running');
 
 -- name: cancel
 UPDATE runs SET cancel_requested_at = :now

@@ -238,9 +238,10 @@ class RunStore:
     def _fail_pending(
         self, connection: sqlite3.Connection, run_id: str, error: TrainerError
     ) -> bool:
-        run = self._get(connection, run_id)
-        if run.state is not RunState.PENDING:
+        row = connection.execute(self._sql["get"], {"run_id": run_id}).fetchone()
+        if row is None or row["state"] != RunState.PENDING:
             return False
+        run = Run.of(row)
         info = ErrorInfo.of(error)
         self._say_state(connection, run, RunState.FAILED, info)
         values = {"run_id": run_id, "error": info.model_dump_json(), "now": now()}
@@ -315,7 +316,7 @@ class RunStore:
         """Ends the attempt, tells the last event and makes the state terminal, all or nothing."""
         ref = result.output_model_ref if result and state is RunState.COMPLETED else None
         current = self._get(connection, run.run_id)
-        if current.state.terminal or current.attempt != run.attempt:
+        if current.state.terminal or (current.seq, current.attempt) != (run.seq, run.attempt):
             raise StaleAttempt(f"{state.value} of run {run.run_id}, attempt {run.attempt}")
         self._say_state(connection, run, state, error, output_model_ref=ref)
         self._attempt(
@@ -376,13 +377,16 @@ class RunStore:
         self, connection: sqlite3.Connection, /, query: str, run: Run, **values: object
     ) -> Run:
         """One statement on behalf of an attempt; a lost attempt changes nothing."""
-        keys = {"run_id": run.run_id, "attempt": run.attempt}
+        # By seq: a deleted run's id may have been submitted again.
+        keys = {"seq": run.seq, "attempt": run.attempt}
         if connection.execute(self._sql[query], keys | values).rowcount != 1:
             raise StaleAttempt(f"{query} of run {run.run_id}, attempt {run.attempt}")
         return self._get(connection, run.run_id)
 
     def _get(self, connection: sqlite3.Connection, run_id: str) -> Run:
         row = connection.execute(self._sql["get"], {"run_id": run_id}).fetchone()
+        if row is None:
+            raise StaleAttempt(f"run {run_id} was deleted")
         return Run.of(row)
 
 
