@@ -38,6 +38,8 @@ from ollama_trainer.workspace import DataDirectory, RunDirectory
 _log = logging.getLogger(__name__)
 #: Data sets copied at once: a small one need not wait for a big one.
 _COPIES = 4
+#: Seconds that a reply waits for the copy.
+_COPY_PATIENCE_S = 0.05
 #: Seconds before a copied data set is stored again, where the database could not be written.
 _PAUSE_S = 1.0
 
@@ -102,7 +104,8 @@ class RunQueue:
         """
         run, new = await self.store.accept(submission, submission.spec(self._settings))
         if new:
-            self._copy(run)
+            # Who removes its file after the reply finds that a small one was copied by then.
+            await asyncio.wait({self._copy(run)}, timeout=_COPY_PATIENCE_S)
         return run
 
     async def reject(self, submission: Submission, error: TrainerError) -> None:
@@ -166,8 +169,8 @@ class RunQueue:
 
     # The copies of data sets
 
-    def _copy(self, run: Run) -> None:
-        self._background(self._copy_dataset(run), f"copy {run.run_id}")
+    def _copy(self, run: Run) -> asyncio.Task[None]:
+        return self._background(self._copy_dataset(run), f"copy {run.run_id}")
 
     async def _copy_dataset(self, run: Run) -> None:
         """Makes a run ready to start, or fails it at once, wherever it stands in the queue."""
@@ -229,10 +232,11 @@ class RunQueue:
     def _prune_job_of(self, run: Run) -> None:
         self._background(self._pruner.sweep_job(run.job_id), "prune")
 
-    def _background(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def _background(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(self._logged(work), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _logged(self, work: Coroutine[Any, Any, None]) -> None:
         try:

@@ -1,0 +1,100 @@
+"""SIGKILL of the worker, of the server and of both, at points all along a run's way.
+
+Each run ends completed, with the very files of a run that nobody touched, and as one model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ollama_trainer.testing.fake_ollama import FakeOllama
+
+from .conftest import Recovered, go_through
+
+WHO = ("worker", "server", "both")
+#: Killed runs of a series.
+N_KILLS = 25
+
+
+@pytest.fixture
+def ollama() -> Iterator[FakeOllama]:
+    with FakeOllama("0.33") as fake:
+        yield fake
+
+
+@dataclass
+class Untouched:
+    """A run that nobody touched, and how many points its worker passed."""
+
+    run: Recovered
+    n_points: int
+
+
+def untouched(folder: Path, recorded: Path, ollama: FakeOllama, **environment: str) -> Untouched:
+    count = folder / "count"
+    run = go_through(
+        folder / "data", recorded, ollama, "untouched", FRAGILE_COUNT=str(count), **environment
+    )
+    assert run.status["status"] == "completed", run.status
+    return Untouched(run, int(count.read_text()))
+
+
+def check(killed: Recovered, whole: Recovered, who: str) -> None:
+    status = killed.status
+    assert status["status"] == "completed", status
+    assert killed.gguf_sha256 == whole.gguf_sha256
+    assert killed.adapter_sha256 == whole.adapter_sha256
+    assert killed.models == [status["output_model_ref"]], "published once"
+    assert status["attempt"] == 2
+    assert killed.starts == (1 if who == "worker" else 2)
+    assert status["result"]["metrics"]["rows_used"] == 8
+    assert status["fidelity"] == whole.status["fidelity"]
+    ids = [event["id"] for event in killed.events]
+    assert ids == sorted(set(ids))
+    states = [event["data"]["state"] for event in killed.events if event["kind"] == "state"]
+    assert states[0] == "pending"
+    assert states[-1] == "completed"
+    assert killed.events[-1]["kind"] == "state"
+    assert states.count("completed") == 1
+
+
+def series(folder: Path, recorded: Path, ollama: FakeOllama, at_once: int, **film: str) -> None:
+    """Kills runs at points that are spread evenly over their way."""
+    whole = untouched(folder / "untouched", recorded, ollama, **film)
+    numbers = [round(1 + n * (whole.n_points - 1) / (N_KILLS - 1)) for n in range(N_KILLS)]
+    assert len(set(numbers)) == N_KILLS
+
+    def kill(case: tuple[int, int]) -> tuple[str, Recovered]:
+        index, number = case
+        who = WHO[index % len(WHO)]
+        kill = f"{number} {who}"
+        name = f"killed-{number}-{who}"
+        run = go_through(folder / name, recorded, ollama, name, FRAGILE_KILL=kill, **film)
+        return who, run
+
+    with ThreadPoolExecutor(at_once) as pool:
+        for who, run in pool.map(kill, enumerate(numbers)):
+            check(run, whole.run, who)
+    names = [model.short_name for model in ollama.store.models()]
+    assert len(names) == N_KILLS + 1, "no name for trial is left"
+
+
+@pytest.mark.timeout(900)
+def test_a_run_survives_a_kill_at_every_stage(
+    tmp_path: Path, recorded: Path, ollama: FakeOllama
+) -> None:
+    series(tmp_path, recorded, ollama, at_once=2, FRAGILE_FILM=str(recorded))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_a_real_training_survives_a_kill_at_every_stage(
+    tmp_path: Path, recorded: Path, ollama: FakeOllama
+) -> None:
+    """The same with Unsloth: the adapter of a killed training is that of an untouched one."""
+    series(tmp_path, recorded, ollama, at_once=1)
