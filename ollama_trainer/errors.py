@@ -137,16 +137,25 @@ class StoreUnavailable(ServerError):
     retryable = True
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error, or what led to it, says that no room is left.
+#: What libraries say that write with code of their own: safetensors and tokenizers what the system
+#: says (on Windows by its number), torch that a file is shorter than what it wrote.
+_DISK_FULL = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "(os error 112)",
+    "PytorchStreamWriter failed",
+    "iostream",
+    "unexpected pos",
+)
 
-    Libraries that write with code of their own say so in words of their own.
-    """
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, or what led to it, says that no room is left."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if "No space left on device" in str(seen) or "PytorchStreamWriter failed" in str(seen):
+        if any(words in str(seen) for words in _DISK_FULL):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

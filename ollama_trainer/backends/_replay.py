@@ -44,18 +44,17 @@ class ReplayMixin:
     replay_plan: ReplayPlan
     replay_log: ReplayLog
     state: Any
-    args: Any
     accelerator: Any
 
     def training_step(self, model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss: torch.Tensor = super().training_step(model, *args, **kwargs)  # type: ignore[misc]
         plan = self.replay_plan
         texts = plan.batch_of(self.state.global_step)
-        if texts is not None:
+        # Gradients are synchronised at the last batch of an optimiser's step: once a step.
+        if texts is not None and self.accelerator.sync_gradients:
             started = time.monotonic()
             divergence = divergence_from_base(model, texts)
-            share = plan.weight * plan.every / self.args.gradient_accumulation_steps
-            self.accelerator.backward(divergence * share)
+            self.accelerator.backward(divergence * (plan.weight * plan.every))
             self.replay_log.divergences.append(float(divergence.detach()))
             self.replay_log.seconds += time.monotonic() - started
         return loss

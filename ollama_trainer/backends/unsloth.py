@@ -7,6 +7,7 @@ Unsloth's defaults differ from TRL's and both change between versions.
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import time
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ollama_trainer.backends import TrainJob
+from ollama_trainer.backends._checkpoints import Checkpoints, open_checkpoints
 from ollama_trainer.backends._early_stop import early_stop_callback
 from ollama_trainer.backends._forward import read_model
 from ollama_trainer.backends._inputs import gather_inputs
-from ollama_trainer.backends._replay import ReplayLog, ReplayMixin
+from ollama_trainer.backends._replay import ReplayMixin
 from ollama_trainer.bases.dequantized import dequantized_directory
 from ollama_trainer.errors import BackendUnavailable, OutOfMemory, TrainingFailed
 from ollama_trainer.records import Adapter, Progress, Reading, Stage
@@ -32,54 +34,68 @@ if TYPE_CHECKING:
 def train(job: TrainJob, report: Callable[[Progress], None]) -> Adapter:
     """Trains a LoRA on tokenised examples and saves it as a PEFT adapter.
 
+    Goes on from the newest whole checkpoint, if there is one; on a CPU to the very same adapter as
+    without a break.
+
     Args:
         job: base, examples, recipe and directories.
         report: called at every step.
 
     Raises:
         BackendUnavailable: Unsloth cannot be imported.
-        OutOfMemory: the device's memory does not suffice.
+        OutOfMemory: the device's or the host's memory does not suffice.
         TrainingFailed: the loss stopped being a number, or training broke off.
+        Exception: no room was left for a checkpoint (see `errors.is_disk_full`), or what
+            `job.saved` raised.
     """
     import_unsloth(job.cache)
-    import torch
-
-    torch.manual_seed(job.recipe.seed)
-    log = ReplayLog()
-    clock = Clock()
     try:
-        with clock("load"):
-            model, tokenizer = _load(job)
-            held_out: list[float] = []
-            callbacks = [_progress_callback(job, report), early_stop_callback(model, job, held_out)]
-            trainer = _trainer(model, tokenizer, job, log, callbacks)
-        with clock("steps"):
-            loss = trainer.train().training_loss
-        if not math.isfinite(loss):
-            raise TrainingFailed("The loss stopped being a number", "Set a lower learning_rate.")
-        with atomic_directory(job.out) as partial:
-            model.save_pretrained(str(partial), safe_serialization=True)
-        readings = _readings(model, job, clock)
-    except RuntimeError as error:
+        with open_checkpoints(job) as checkpoints:
+            return _train(job, report, checkpoints)
+    except (RuntimeError, MemoryError, OSError) as error:
         if not _is_out_of_memory(error):
             raise
         raise OutOfMemory(
-            f"The device ran out of memory at {job.recipe.batch_size} examples a step",
+            f"Memory ran out with a batch_size of {job.recipe.batch_size}",
             "Set a smaller batch_size.",
         ) from error
+
+
+def _train(job: TrainJob, report: Callable[[Progress], None], checkpoints: Checkpoints) -> Adapter:
+    import torch
+
+    torch.manual_seed(job.recipe.seed)
+    clock, own = Clock(), checkpoints.own
+    clock.seconds["steps"] = own.seconds
+    with clock("load"):
+        model, tokenizer = _load(job)
+        callbacks = [
+            _progress_callback(job, report),
+            early_stop_callback(model, job, own.held_out),
+            checkpoints.callback(),
+        ]
+        trainer = _trainer(model, tokenizer, job, checkpoints, callbacks)
+    with clock("steps"):
+        newest = str(checkpoints.newest) if checkpoints.newest else None
+        loss = trainer.train(resume_from_checkpoint=newest).training_loss
+    if not math.isfinite(loss):
+        raise TrainingFailed("The loss stopped being a number", "Set a lower learning_rate.")
+    with atomic_directory(job.out) as partial:
+        model.save_pretrained(str(partial), safe_serialization=True)
+    readings = _readings(model, job, clock)
     return Adapter(
         path=job.out,
         final_loss=_last_loss(trainer),
         steps=trainer.state.global_step,
-        held_out_losses=tuple(held_out),
-        divergence=log.last_divergence,
-        seconds=clock.seconds | {"replay": round(log.seconds, 3)},
+        held_out_losses=tuple(own.held_out),
+        divergence=own.replay.last_divergence,
+        seconds=clock.seconds | {"replay": round(own.replay.seconds, 3)},
         **readings,
     )
 
 
 class Clock:
-    """Takes the time of the parts of a training."""
+    """Takes the time of the parts of a training; more time for a part is added up."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -88,7 +104,8 @@ class Clock:
     def __call__(self, name: str) -> Iterator[None]:
         started = time.monotonic()
         yield
-        self.seconds[name] = round(time.monotonic() - started, 3)
+        took = self.seconds.get(name, 0.0) + time.monotonic() - started
+        self.seconds[name] = round(took, 3)
 
 
 def _readings(model: Any, job: TrainJob, clock: Clock) -> dict[str, Reading]:
@@ -127,11 +144,19 @@ def import_unsloth(cache: Path) -> None:
         ) from error
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """On a GPU torch says so by a class of its own, on a CPU by the words alone."""
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, the device's or the host's.
+
+    On a GPU torch says so by a class of its own, on a CPU by the words alone.
+    """
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return (
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or (isinstance(error, RuntimeError) and any(some in str(error).lower() for some in words))
+    )
 
 
 def _dtype() -> torch.dtype:
@@ -196,7 +221,7 @@ def _trainer(
     model: Any,
     tokenizer: Any,
     job: TrainJob,
-    log: ReplayLog,
+    checkpoints: Checkpoints,
     callbacks: Sequence[TrainerCallback],
 ) -> Any:
     import torch
@@ -208,7 +233,7 @@ def _trainer(
         [{"input_ids": list(e.ids), "completion_mask": list(e.mask)} for e in job.examples]
     )
     arguments = SFTConfig(
-        output_dir=str(job.out.with_name("checkpoints")),
+        output_dir=str(checkpoints.partial),
         max_length=recipe.max_length,
         completion_only_loss=True,
         packing=False,
@@ -216,7 +241,7 @@ def _trainer(
         dataset_num_proc=None,
         max_steps=recipe.steps,
         per_device_train_batch_size=min(recipe.batch_size, len(job.examples)),
-        gradient_accumulation_steps=1,
+        gradient_accumulation_steps=recipe.accumulation,
         gradient_checkpointing=_needs_checkpointing(job),
         learning_rate=recipe.learning_rate,
         warmup_steps=recipe.warmup_steps,
@@ -244,7 +269,7 @@ def _trainer(
 
     class Trainer(ReplayMixin, SFTTrainer):  # type: ignore[misc]
         replay_plan = job.replay
-        replay_log = log
+        replay_log = checkpoints.own.replay
 
     return Trainer(
         model=model,
@@ -259,13 +284,15 @@ def _progress_callback(job: TrainJob, report: Callable[[Progress], None]) -> Tra
     from transformers import TrainerCallback
 
     n_tokens = sum(len(example.ids) for example in job.examples) / len(job.examples)
-    tokens_a_step = n_tokens * min(job.recipe.batch_size, len(job.examples))
+    batches = job.recipe.batch_size * job.recipe.accumulation
+    tokens_a_step = n_tokens * min(batches, len(job.examples))
 
     class Reporter(TrainerCallback):  # type: ignore[misc]
-        started = 0.0
+        started, first = 0.0, 0
 
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            self.started = time.monotonic()
+        def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+            # Steps of an earlier process took time that nobody has taken here.
+            self.started, self.first = time.monotonic(), state.global_step
 
         def on_log(self, _args: Any, state: Any, control: Any, logs: Any, **__: Any) -> None:
             if "loss" not in logs:
@@ -274,7 +301,7 @@ def _progress_callback(job: TrainJob, report: Callable[[Progress], None]) -> Tra
                 # No later step can mend it, and it is no figure to report.
                 control.should_training_stop = True
                 return
-            seconds = (time.monotonic() - self.started) / state.global_step
+            seconds = (time.monotonic() - self.started) / (state.global_step - self.first)
             report(
                 Progress(
                     stage=Stage.TRAIN,
