@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from ollama_trainer.backends import TrainJob
 from ollama_trainer.backends._replay import ReplayLog
-from ollama_trainer.manifests import read_manifest, sync_files, write_manifest
-from ollama_trainer.workspace import PARTIAL_SUFFIX, fsync_directory
+from ollama_trainer.manifests import read_manifest, write_manifest
+from ollama_trainer.workspace import PARTIAL_SUFFIX, fsync_directory, sync_files
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback

@@ -106,7 +106,11 @@ def replay_plan(
     """
     asked = options.replay
     replayed = _REPLAY_BATCH * statistics.fmean(len(text.ids) for text in texts)
-    own = recipe.batch_size * statistics.fmean(len(example.ids) for example in examples)
+    own = (
+        recipe.batch_size
+        * recipe.accumulation
+        * statistics.fmean(len(example.ids) for example in examples)
+    )
     least, most = _REPLAY_EVERY
     every = math.ceil(_REPLAY_COST * replayed / (_REPLAY_SHARE * own))
     every = min(every, recipe.steps // _REPLAYS_AT_LEAST)
