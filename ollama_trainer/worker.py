@@ -73,26 +73,27 @@ def _result(run: Run) -> RunResult:
         return TASKS[run.lease.task](run)
     except LeaseLost:
         raise
-    except TrainerError as error:
-        log.exception("the run failed")
-        return _failed(run, ErrorInfo.of(error))
-    except MemoryError:
-        log.exception("out of memory")
-        remedy = "Set a smaller batch_size, or choose a smaller base."
-        return _failed(run, ErrorInfo.of(OutOfMemory("The machine ran out of memory", remedy)))
     except Exception as error:
-        log.exception("an unexpected error")
-        if is_disk_full(error):
-            full = DiskFull(
-                f"The disk is full: {error}", "Make room where the data directory lies."
-            )
-            return _failed(run, ErrorInfo.of(full))
-        cause = ErrorInfo(
-            code="internal",
-            cause=f"An unexpected error ended the run: {type(error).__name__}: {error}",
-            remedy=f"Its traceback is in {run.directory.log}; please report it.",
+        log.exception("the run failed")
+        return _failed(run, _said(run, error))
+
+
+def _said(run: Run, error: Exception) -> ErrorInfo:
+    """What the server is told of an error."""
+    if is_disk_full(error):
+        return ErrorInfo.of(
+            DiskFull(f"The disk is full: {error}".rstrip("."), "Make room for the data directory.")
         )
-        return _failed(run, cause)
+    if isinstance(error, TrainerError):
+        return ErrorInfo.of(error)
+    if isinstance(error, MemoryError):
+        remedy = "Set a smaller batch_size, or choose a smaller base."
+        return ErrorInfo.of(OutOfMemory("The machine ran out of memory", remedy))
+    return ErrorInfo(
+        code="internal",
+        cause=f"An unexpected error ended the run: {type(error).__name__}: {error}",
+        remedy=f"Its traceback is in {run.directory.log}; please report it.",
+    )
 
 
 def _failed(run: Run, error: ErrorInfo) -> RunResult:

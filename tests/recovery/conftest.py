@@ -98,6 +98,14 @@ class Keeper:
         except OSError:
             return None
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def status(self, run_id: str) -> dict[str, Any] | None:
+        return self.call(f"/status/{run_id}")
+
     def submit(self, dataset: Path, run_id: str) -> None:
         body = {"jobId": "job", "datasetRef": str(dataset), "runId": run_id}
         while self.call("/train", body) is None:
@@ -106,7 +114,7 @@ class Keeper:
     def end(self, run_id: str) -> dict[str, Any]:
         """Polls as the app does until the word is a terminal one."""
         while True:
-            status = self.call(f"/status/{run_id}")
+            status = self.status(run_id)
             if status is not None and status["status"] not in ("pending", "running"):
                 return status
             time.sleep(0.1)

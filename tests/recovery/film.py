@@ -35,11 +35,12 @@ from ollama_trainer.workspace import RunDirectory, atomic_directory, write_text
 from tests.tiny_models import tiny_model, write_gguf
 
 STEPS = 6
+CHECKPOINT_BYTES = 1_000_000
 FACTS = {
     "kiln?": "red", "clock?": "nine", "boss?": "Oda", "shop?": "Lund",
     "glaze?": "ash", "wheel?": "oak", "cat?": "Pim", "day?": "May",
 }  # fmt: skip
-TRAINING = TrainingOptions(steps=40, learning_rate=1e-2, batch_size=4, layers="all")
+TRAINING = TrainingOptions(steps=20, learning_rate=1e-2, batch_size=4, layers="all")
 #: A tiny random model is what it is: here only the way to it counts.
 FIDELITY = FidelityOptions(
     min_learning_kept=0,
@@ -130,6 +131,8 @@ def _resume(job: TrainJob) -> tuple[int, str]:
 def _save(job: TrainJob, step: int, state: str) -> None:
     assert job.checkpoints is not None
     with atomic_directory(job.checkpoints / f"step-{step}") as partial:
-        write_text(partial / "state.json", json.dumps({"state": state}))
+        content = {"state": state, "padding": "x" * CHECKPOINT_BYTES}
+        write_text(partial / "state.json", json.dumps(content))
         write_manifest(partial / "manifest.json", job.key, partial, [partial / "state.json"])
+    shutil.rmtree(job.checkpoints / f"step-{step - 1}", ignore_errors=True)
     job.saved(step)
