@@ -1,4 +1,4 @@
-"""The command line: `ollama-trainer serve` and `ollama-trainer train FILE`."""
+"""The command line: `ollama-trainer serve`, `train FILE`, `runs` and `cancel RUN`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ollama_trainer import __version__, client, server
 from ollama_trainer.client import RunStatus, TrainerClient
-from ollama_trainer.display import follow, in_words
+from ollama_trainer.display import follow, in_a_line, in_words
 from ollama_trainer.errors import InvalidRequest, ServerError, TrainerError
 from ollama_trainer.executors.parentwatch import exit_with_parent
 from ollama_trainer.records import RunState, TrainingOptions
@@ -42,6 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = load_settings(flags, parsed.config)
         if parsed.command == "serve":
             return _serve(settings)
+        if parsed.command == "runs":
+            return asyncio.run(_runs(settings, parsed.job, parsed.state))
+        if parsed.command == "cancel":
+            return asyncio.run(_cancel(settings, parsed.run))
         dataset = parsed.file.expanduser().absolute()
         return asyncio.run(_train(dataset, parsed.name, settings, flags))
     except TrainerError as error:
@@ -71,6 +75,16 @@ def _parser() -> argparse.ArgumentParser:
         "--name", help="Name of the job, part of the finished model's name; default: the file's."
     )
     add_flags(train)
+    runs = commands.add_parser("runs", help="List the runs of the server, the newest first.")
+    runs.add_argument("--job", help="Only those of this job.")
+    runs.add_argument(
+        "--state", type=RunState, choices=list(RunState), metavar="STATE",
+        help=f"Only those in this state: {', '.join(RunState)}.",
+    )  # fmt: skip
+    add_flags(runs, sorted(_ADDRESS))
+    cancel = commands.add_parser("cancel", help="End a run before its end.")
+    cancel.add_argument("run", metavar="RUN", help="Its id, as `runs` shows it.")
+    add_flags(cancel, sorted(_ADDRESS))
     return parser
 
 
@@ -102,6 +116,23 @@ async def _train(
         out.print(f"run {run_id}")
         status = await follow(trainer, run_id, out)
     return _conclude(status, out)
+
+
+async def _runs(settings: Settings, job: str | None, state: RunState | None) -> int:
+    out = Console(soft_wrap=True, markup=False, highlight=False)
+    async with TrainerClient(client.server_url(settings)) as trainer:
+        for status in await trainer.runs(job, state):
+            out.print(in_a_line(status))
+    return 0
+
+
+async def _cancel(settings: Settings, run_id: str) -> int:
+    out = Console(soft_wrap=True, markup=False, highlight=False)
+    async with TrainerClient(client.server_url(settings)) as trainer:
+        await trainer.cancel(run_id)
+        status = await trainer.wait(run_id)
+    out.print(f"{run_id}: {status.error or status.output_model_ref}")
+    return 0
 
 
 @asynccontextmanager

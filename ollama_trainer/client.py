@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Self
+from urllib.parse import quote, urlencode
 
 import aiohttp
 from pydantic import BaseModel, ConfigDict
@@ -40,6 +41,7 @@ class RunStatus(BaseModel):
     run_id: str
     job_id: str
     status: RunState
+    created_at: str = ""
     progress: Progress | None = None
     #: 1 for the pending run that starts next.
     queue_position: int | None = None
@@ -107,6 +109,23 @@ class TrainerClient:
 
     async def status(self, run_id: str) -> RunStatus:
         return RunStatus.model_validate(await self._call("GET", f"/status/{run_id}"))
+
+    async def runs(
+        self, job_id: str | None = None, state: RunState | None = None, limit: int = 50
+    ) -> list[RunStatus]:
+        """The newest runs, the newest first.
+
+        Args:
+            limit: at most so many, up to 200.
+        """
+        query = {"job": job_id, "state": state and state.value, "limit": str(limit)}
+        given = urlencode({name: value for name, value in query.items() if value is not None})
+        reply = await self._call("GET", f"/runs?{given}")
+        return [RunStatus.model_validate(run) for run in reply["runs"]]
+
+    async def cancel(self, run_id: str) -> None:
+        """Asks for the end of a run; `wait` tells when it is there."""
+        await self._call("POST", f"/runs/{quote(run_id, safe='')}/cancel", {})
 
     async def follow(self, run_id: str, interval_s: float = 0.3) -> AsyncIterator[RunStatus]:
         """Yields the status again and again; the last one is terminal."""

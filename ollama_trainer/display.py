@@ -59,6 +59,15 @@ def in_words(fidelity: Fidelity) -> list[str]:
     return sentences
 
 
+def in_a_line(status: RunStatus) -> str:
+    """A run in a list: id, when, state, job, and what came of it or what it waits for."""
+    outcome = status.output_model_ref or status.error
+    if outcome is None and status.waiting is not None:
+        outcome = _headline(status)
+    parts = (status.run_id, status.created_at[:19], f"{status.status.value:<9}", status.job_id)
+    return "  ".join((*parts, outcome) if outcome else parts)
+
+
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 

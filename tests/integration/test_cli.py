@@ -19,7 +19,7 @@ from ollama_trainer.queue.lock import read_holder
 from ollama_trainer.records import RunState
 from ollama_trainer.settings import Settings
 
-from .conftest import ServerProcess, WriteRows, ended, until
+from .conftest import Connect, ServerProcess, WriteRows, ended, until
 from .stand_in_server import COMMAND
 from .stand_in_worker import FIDELITY
 
@@ -161,6 +161,50 @@ async def test_the_client_follows_a_run_and_stops_its_server(
             await client.status("unknown")
         pid = int(str(read_holder(data_dir)["pid"]))
     assert not psutil.pid_exists(pid)
+
+
+async def test_runs_are_listed_and_cancelled(
+    server_process: ServerProcess, connect: Connect, rows: WriteRows, tmp_path: Path
+) -> None:
+    api = connect(server_process)
+    port = ("--port", api.url.rpartition(":")[2])
+    done, failed = await api.submit(rows()), await api.submit(rows("fail"), jobId="other")
+    for run_id in (done, failed):
+        await api.end(run_id)
+    held = await api.submit(rows("hold", until=str(tmp_path / "never")))
+    await api.until(held, "running")
+    lines = (await asyncio.to_thread(run, "runs", *port)).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == [held, failed, done]
+    assert "no good row. Label some rows good." in lines[1]
+    assert f"tuned-job:{done}" in lines[2]
+    some = await asyncio.to_thread(run, "runs", "--job", "other", "--state", "failed", *port)
+    assert some.stdout.split()[0] == failed
+    ended_run = await asyncio.to_thread(run, "cancel", held, *port)
+    assert (ended_run.returncode, "cancelled" in ended_run.stdout) == (0, True)
+    again = await asyncio.to_thread(run, "cancel", done, *port)
+    assert again.returncode == 1
+    assert "has ended already" in again.stderr
+    assert "no run with this id" in (await asyncio.to_thread(run, "cancel", "x", *port)).stderr
+    assert run("runs", "--port", "1").returncode == 1
+
+
+async def test_a_run_that_waits_says_so_on_the_display(
+    rows: WriteRows, data_dir: Path, tmp_path: Path
+) -> None:
+    """Whoever sits before it can start the Ollama that is missing, and it goes on."""
+    back = tmp_path / "back"
+    dataset = rows("away", until=str(back))
+    command = (*COMMAND, "train", dataset, "--data-dir", str(data_dir), "--port", "1")
+    train = spawn(*command)
+    assert train.stdout is not None
+    line = ""
+    while not line.startswith("waiting: no Ollama answers. Start it."):
+        line = await asyncio.to_thread(train.stdout.readline)
+        assert line, "it ended"
+    back.touch()
+    rest = await asyncio.to_thread(train.stdout.read)
+    assert await asyncio.to_thread(train.wait) == 0
+    assert "completed: tuned-away" in rest
 
 
 async def test_a_server_that_does_not_start_is_told(data_dir: Path) -> None:
