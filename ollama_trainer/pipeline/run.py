@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -62,7 +63,15 @@ class Run:
         self.seconds: dict[str, float] = {}
         self.metrics: dict[str, Any] = {}
         self.stages = Stages(directory, lease.attempt, self.check_lease, self._saved)
-        self.key = run_key(directory, spec, lease.halvings)
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Of everything that the run's model follows from, but for its base's content.
+
+        Raises:
+            DatasetError: the snapshot is gone.
+        """
+        return run_key(self.directory, self.spec, self.lease.halvings)
 
     def check_lease(self) -> None:
         """Raises:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ollama_trainer import __version__
+from ollama_trainer.errors import DatasetError
 from ollama_trainer.manifests import file_sha256, key_of, read_manifest, write_manifest
 from ollama_trainer.records import RunSpec
 from ollama_trainer.workspace import RunDirectory
@@ -79,9 +80,21 @@ class Stages:
 
 
 def run_key(directory: RunDirectory, spec: RunSpec, halvings: int) -> str:
-    """Of everything that a run's model follows from, but for its base's content."""
+    """Of everything that a run's model follows from, but for its base's content.
+
+    Raises:
+        DatasetError: the snapshot cannot be read.
+    """
     said = spec.model_dump(mode="json", exclude=_NOT_OF_THE_MODEL)
-    return key_of(_LAYOUT, __version__, said, file_sha256(directory.dataset), halvings)
+    try:
+        dataset = file_sha256(directory.dataset)
+    except OSError as error:
+        raise DatasetError(
+            f"The run's copy of its data set, {directory.dataset}, cannot be read: "
+            f"{error.strerror}",
+            "Train again with a fresh runId.",
+        ) from error
+    return key_of(_LAYOUT, __version__, said, dataset, halvings)
 
 
 def _versions() -> dict[str, str]:

@@ -52,19 +52,23 @@ class Pruner:
         last = self._database.row("published_last", job_id=job_id)
         for number, row in enumerate(self._database.rows("unpruned", job_id=job_id)):
             run = Run.of(row)
+            if not self._is_idle(run):
+                continue
             directory = self._data.run(run.run_id)
-            await asyncio.to_thread(_tidy, directory)
+            await asyncio.to_thread(_tidy, directory, failed=run.state is RunState.FAILED)
             keep = number < self._keep_last or (last is not None and last["run_id"] == run.run_id)
-            if not keep and self._is_idle(run):
+            if not keep:
                 await self._prune(run, directory)
 
     def _is_idle(self, run: Run) -> bool:
         return all(publication.state.terminal for publication in self._publications.of(run))
 
     async def _prune(self, run: Run, directory: RunDirectory) -> None:
-        refs = {run.output_model_ref, *(p.output_model_ref for p in self._publications.of(run))}
-        left_in_folder = str(directory.gguf.absolute()) in refs
-        await asyncio.to_thread(_remove_model, directory, gguf=not left_in_folder)
+        published = [p.publisher for p in self._publications.of(run) if p.output_model_ref]
+        if run.output_model_ref is not None and run.spec is not None:
+            published.append(run.spec.publisher)
+        # What the folder publisher gave out is that very file.
+        await asyncio.to_thread(_remove_model, directory, gguf="folder" not in published)
         await self._database.write(self._mark, run.seq)
         _log.info("run %s: its big files were removed", run.run_id)
 
@@ -88,12 +92,12 @@ def remove_all(directory: RunDirectory) -> None:
         shutil.rmtree(doomed)
 
 
-def _tidy(directory: RunDirectory) -> None:
+def _tidy(directory: RunDirectory, *, failed: bool) -> None:
     for path in (directory.checkpoints, directory.statistics):
         _remove(path)
     for path in directory.path.glob(f"*{PARTIAL_SUFFIX}"):
         _remove(path)
-    if not directory.manifest("modelfile").exists():
+    if failed and not directory.manifest("modelfile").exists():
         _remove(directory.gguf)
 
 
