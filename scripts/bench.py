@@ -18,6 +18,7 @@ from typing import Any
 
 import bench_fidelity as fidelity
 import bench_recipe as recipe
+import bench_server as server
 import bench_wide as wide
 import demo
 from bench_plots import plot
@@ -120,10 +121,34 @@ def bench_wide(console: Console) -> Figures:
     return {**figures, "reach": bounds}
 
 
+def bench_server(console: Console) -> Figures:
+    """The server beside bare aiohttp: while a training takes every core, and with many runs."""
+    figures = server.bench_server(console)
+    few, many = (figures["latency_ms"][str(n)] for n in (server.FEW, server.MANY))
+    bounds = [
+        reach("training: status_p99_ms", few["status"]["training"]["p99"], at_most=50.0),
+        reach(
+            f"training, {server.MANY} runs: status_p99_ms",
+            many["status"]["training"]["p99"],
+            at_most=50.0,
+        ),
+    ]
+    bounds += [
+        reach(f"{phase}: status_over_bare", rates["status"]["ratio"], at_least=0.6)
+        for phase, rates in figures["throughput"].items()
+    ]
+    bounds += [
+        reach(f"{what}: {server.MANY}_over_{server.FEW}_runs", figures["slope"][what], at_most=1.2)
+        for what in ("status", "train", "list")
+    ]
+    return {**figures, "reach": bounds}
+
+
 BENCHMARKS: dict[str, Callable[..., Figures]] = {
     "demo": bench_demo,
     "fidelity": bench_fidelity,
     "recipe": bench_recipe,
+    "server": bench_server,
     "wide": bench_wide,
 }
 
