@@ -44,20 +44,22 @@ class Pruner:
 
     async def sweep(self) -> None:
         """Goes over all jobs, after a start."""
-        for row in self._database.rows("jobs_unpruned"):
+        for row in await self._database.search("jobs_unpruned"):
             await self.sweep_job(row["job_id"])
 
     async def sweep_job(self, job_id: str) -> None:
         """Goes over the finished runs of one job that still have their files."""
-        last = self._database.row("published_last", job_id=job_id)
-        for number, row in enumerate(self._database.rows("unpruned", job_id=job_id)):
+        found = await self._database.search("unpruned", job_id=job_id)
+        # In this order: what is published meanwhile is not among those that were found.
+        last = await self._database.search("published_last", job_id=job_id)
+        published = {row["run_id"] for row in last}
+        for number, row in enumerate(found):
             run = Run.of(row)
             if not self._is_idle(run):
                 continue
             directory = self._data.run(run.run_id)
             await asyncio.to_thread(_tidy, directory, failed=run.state is RunState.FAILED)
-            keep = number < self._keep_last or (last is not None and last["run_id"] == run.run_id)
-            if not keep:
+            if number >= self._keep_last and run.run_id not in published:
                 await self._prune(run, directory)
 
     def _is_idle(self, run: Run) -> bool:

@@ -11,8 +11,10 @@ ON CONFLICT (run_id) DO NOTHING;
 SELECT * FROM runs WHERE seq < :before ORDER BY seq DESC LIMIT :limit;
 
 -- name: list_job
-SELECT * FROM runs
-WHERE job_id = :job_id AND seq < :before AND (:state IS NULL OR state = :state)
+SELECT * FROM runs WHERE job_id = :job_id AND seq < :before ORDER BY seq DESC LIMIT :limit;
+
+-- name: list_job_state
+SELECT * FROM runs WHERE job_id = :job_id AND state = :state AND seq < :before
 ORDER BY seq DESC LIMIT :limit;
 
 -- name: list_state
@@ -117,7 +119,8 @@ INSERT INTO publications (run_seq, publisher, requested_at) VALUES (:seq, :publi
 ON CONFLICT DO NOTHING;
 
 -- name: publication_next
-SELECT publications.*, runs.run_id FROM publications JOIN runs ON seq = run_seq
+SELECT publications.*, runs.run_id
+FROM publications INDEXED BY publications_unfinished JOIN runs ON seq = run_seq
 WHERE publications.state IN ('pending', 'running') ORDER BY id LIMIT 1;
 
 -- name: publication_unfinished

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 from ollama_trainer.errors import InvalidRequest
 from ollama_trainer.names import model_name
@@ -71,11 +71,11 @@ class Submission:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """One row of the table `runs`.
+class Run(NamedTuple):
+    """One row of the table `runs`, its columns in their order.
 
-    What is stored as JSON is read when it is asked for: most readers want one part of a run.
+    What is stored as JSON is read when it is asked for: most readers want one part of a run. A
+    tuple, since one is made for every request, and a frozen dataclass takes several times as long.
     """
 
     #: Order of acceptance, from 1.
@@ -114,10 +114,9 @@ class Run:
 
     @classmethod
     def of(cls, row: sqlite3.Row) -> Self:
-        values = dict(zip(row.keys(), row, strict=True))
-        for name in ("spec", "waiting", "progress", "error", "result"):
-            values[f"{name}_json"] = values.pop(name)
-        return cls(**values | {"state": RunState(values["state"])})
+        values = list(row)
+        values[_STATE] = RunState(values[_STATE])
+        return cls._make(values)
 
     @property
     def spec(self) -> RunSpec | None:
@@ -140,6 +139,9 @@ class Run:
     @property
     def result(self) -> RunResult | None:
         return RunResult.model_validate_json(self.result_json) if self.result_json else None
+
+
+_STATE = Run._fields.index("state")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

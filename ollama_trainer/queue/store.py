@@ -64,7 +64,7 @@ class RunStore:
         Args:
             before: only those whose `seq` is smaller.
         """
-        query = "list_job" if job_id is not None else "list" if state is None else "list_state"
+        query = "list" + "_job" * (job_id is not None) + "_state" * (state is not None)
         values = {"job_id": job_id, "state": state, "before": before or _NO_SEQ, "limit": limit}
         return [Run.of(row) for row in self._database.rows(query, **values)]
 

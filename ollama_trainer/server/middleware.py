@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from ollama_trainer.errors import TrainerError
-from ollama_trainer.server.wire import error_reply
+from ollama_trainer.server.wire import error_reply, json_reply
 from ollama_trainer.settings import WILDCARD_HOSTS, Settings
 
 _log = logging.getLogger(__name__)
@@ -30,14 +31,14 @@ async def json_errors(request: web.Request, handler: _Handler) -> web.StreamResp
         message = _TEXTS.get(error.status, error.reason)
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
         reply = error_reply(message, error.reason.lower().replace(" ", "_"))
-        return web.json_response(reply, status=error.status, headers=headers)
+        return json_reply(reply, status=error.status, headers=headers)
     except TrainerError as error:
         status = _STATUSES.get(error.code, 500)
-        return web.json_response(error_reply(str(error), error.code), status=status)
+        return json_reply(error_reply(str(error), error.code), status=status)
     except Exception:  # noqa: BLE001 - the request boundary
         _log.exception("%s %s broke", request.method, request.rel_url.raw_path)
         reply = error_reply("the server failed to answer. See its log.", "internal")
-        return web.json_response(reply, status=500)
+        return json_reply(reply, status=500)
 
 
 def only_known_callers(settings: Settings) -> Middleware:
@@ -78,6 +79,7 @@ _TEXTS = {
 }
 
 
+@lru_cache
 def _host_name(host: str) -> str:
     """The name in a Host header, lower case, without port and brackets; empty when malformed."""
     try:
@@ -87,4 +89,4 @@ def _host_name(host: str) -> str:
 
 
 def _forbidden(cause: str, remedy: str) -> web.Response:
-    return web.json_response(error_reply(f"{cause}. {remedy}", "forbidden"), status=403)
+    return json_reply(error_reply(f"{cause}. {remedy}", "forbidden"), status=403)

@@ -19,9 +19,12 @@ SETTINGS = web.AppKey("settings", Settings)
 
 
 def add_routes(app: web.Application) -> None:
-    app.router.add_post(lenient("/train"), train)
-    app.router.add_get(lenient("/status/{run_id}"), status)
-    app.router.add_get(lenient("/health"), health)
+    for path in paths("/train"):
+        app.router.add_post(path, train)
+    for path in paths("/status/{run_id}"):
+        app.router.add_get(path, status)
+    for path in paths("/health"):
+        app.router.add_get(path, health)
 
 
 async def train(request: web.Request) -> web.Response:
@@ -30,7 +33,7 @@ async def train(request: web.Request) -> web.Response:
     try:
         body = wire.parse_body(raw)
     except InvalidRequest as error:
-        return web.json_response(wire.error_of(error), status=400)
+        return wire.json_reply(wire.error_of(error), status=400)
     if request.content_type != "application/json":
         cause = f"Content-Type is {request.content_type!r}"
         return await _refuse(
@@ -40,10 +43,10 @@ async def train(request: web.Request) -> web.Response:
         wanted = wire.read_train_request(body, request.app[SETTINGS])
         run = await request.app[QUEUE].submit(wanted.submission)
     except RunIdTaken as error:
-        return web.json_response(wire.error_of(error), status=409)
+        return wire.json_reply(wire.error_of(error), status=409)
     except InvalidRequest as error:
         return await _refuse(request, body, error, status=400)
-    return web.json_response(wire.train_reply(run, wanted.ignored))
+    return wire.json_reply(wire.train_reply(run, wanted.ignored))
 
 
 async def status(request: web.Request) -> web.Response:
@@ -54,10 +57,10 @@ async def status(request: web.Request) -> web.Response:
     if run is None:
         reply = wire.error_of(UnknownRun())
         if request.app[SETTINGS].unknown_run == "not_found":
-            return web.json_response(reply, status=404)
+            return wire.json_reply(reply, status=404)
         failed = {"run_id": wire.storable(run_id), "status": RunState.FAILED.value}
-        return web.json_response(failed | reply)
-    return web.json_response(wire.status_reply(run, position_of(request, run)))
+        return wire.json_reply(failed | reply)
+    return wire.json_reply(wire.status_reply(run, position_of(request, run)))
 
 
 def position_of(request: web.Request, run: Run) -> int | None:
@@ -77,7 +80,7 @@ class UnknownRun(InvalidRequest):
 async def health(request: web.Request) -> web.Response:
     """That the server lives, and how much it has to do."""
     counts = {state.value: n for state, n in request.app[QUEUE].store.count_unfinished().items()}
-    return web.json_response(
+    return wire.json_reply(
         {"status": "ok", "name": "ollama-trainer", "version": __version__, "runs": counts}
     )
 
@@ -88,10 +91,15 @@ async def _refuse(
     submission = wire.refused_submission(body)
     if submission is not None:
         await request.app[QUEUE].reject(submission, error)
-    return web.json_response(wire.error_of(error), status=status)
+    return wire.json_reply(wire.error_of(error), status=status)
 
 
-def lenient(path: str) -> str:
-    """A route that repeated and trailing slashes match too: base URLs often end with one."""
+def paths(path: str) -> tuple[str, str]:
+    """The routes of a path: as it is, and one that repeated and trailing slashes match too.
+
+    Base URLs often end with a slash. The plain one is found at once, by its first word; those with
+    patterns are tried in turn.
+    """
     count = iter(range(path.count("/")))
-    return re.sub("/", lambda _: f"/{{_{next(count)}:/*}}", path) + "{_end:/*}"
+    lenient = re.sub("/", lambda _: f"/{{_{next(count)}:/*}}", path) + "{_end:/*}"
+    return path, lenient

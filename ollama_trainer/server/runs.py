@@ -13,7 +13,7 @@ from aiohttp import web
 from ollama_trainer.queue.rows import Run
 from ollama_trainer.queue.tail import last_lines
 from ollama_trainer.server import wire
-from ollama_trainer.server.routes import QUEUE, UnknownRun, lenient, position_of
+from ollama_trainer.server.routes import QUEUE, UnknownRun, paths, position_of
 from ollama_trainer.workspace import RunDirectory
 
 #: Set when the server stops: streams end then.
@@ -30,13 +30,19 @@ _TAIL_BYTES_A_LINE = 400
 def add_run_routes(app: web.Application) -> None:
     app[STOPPING] = asyncio.Event()
     app.on_shutdown.append(_end_streams)
-    app.router.add_get(lenient("/runs"), list_runs)
-    app.router.add_get(lenient("/runs/{run_id}"), show)
-    app.router.add_delete(lenient("/runs/{run_id}"), delete)
-    app.router.add_get(lenient("/runs/{run_id}/events"), events)
-    app.router.add_get(lenient("/runs/{run_id}/log"), log)
-    app.router.add_post(lenient("/runs/{run_id}/cancel"), cancel)
-    app.router.add_post(lenient("/runs/{run_id}/publish"), publish)
+    for path in paths("/runs"):
+        app.router.add_get(path, list_runs)
+    for path in paths("/runs/{run_id}"):
+        app.router.add_get(path, show)
+        app.router.add_delete(path, delete)
+    for path in paths("/runs/{run_id}/events"):
+        app.router.add_get(path, events)
+    for path in paths("/runs/{run_id}/log"):
+        app.router.add_get(path, log)
+    for path in paths("/runs/{run_id}/cancel"):
+        app.router.add_post(path, cancel)
+    for path in paths("/runs/{run_id}/publish"):
+        app.router.add_post(path, publish)
 
 
 async def list_runs(request: web.Request) -> web.Response:
@@ -45,19 +51,19 @@ async def list_runs(request: web.Request) -> web.Response:
     runs = request.app[QUEUE].store.page(
         job_id=query.job, state=query.state, before=query.before, limit=query.limit
     )
-    return web.json_response(wire.run_list(runs, query.limit))
+    return wire.json_reply(wire.run_list(runs, query.limit))
 
 
 async def show(request: web.Request) -> web.Response:
     """All of one run."""
-    return web.json_response(await _detail(request, _run(request)))
+    return wire.json_reply(await _detail(request, _run(request)))
 
 
 async def delete(request: web.Request) -> web.Response:
     """Removes a finished run; what it published stays."""
     run = _run(request)
     await request.app[QUEUE].delete(run)
-    return web.json_response({"run_id": run.run_id, "deleted": True})
+    return wire.json_reply({"run_id": run.run_id, "deleted": True})
 
 
 async def cancel(request: web.Request) -> web.Response:
@@ -66,7 +72,7 @@ async def cancel(request: web.Request) -> web.Response:
     await request.app[QUEUE].cancel(run)
     run = _run(request)
     status = 200 if run.state.terminal else 202
-    return web.json_response(wire.status_reply(run), status=status)
+    return wire.json_reply(wire.status_reply(run), status=status)
 
 
 async def publish(request: web.Request) -> web.Response:
@@ -75,7 +81,7 @@ async def publish(request: web.Request) -> web.Response:
     raw = await request.read()
     body = wire.understood(wire.PublishBody, wire.parse_body(raw) if raw.strip() else {})
     publication = await request.app[QUEUE].publish(run, body.publisher)
-    return web.json_response(wire.publication_reply(publication), status=202)
+    return wire.json_reply(wire.publication_reply(publication), status=202)
 
 
 async def log(request: web.Request) -> web.StreamResponse:
@@ -103,7 +109,7 @@ async def events(request: web.Request) -> web.StreamResponse:
     found = request.app[QUEUE].store.events(run, query.after, query.limit)
     last = found[-1].id if found else query.after
     reply = {"events": [wire.event_reply(event) for event in found], "last": last}
-    return web.json_response(reply)
+    return wire.json_reply(reply)
 
 
 async def _stream(request: web.Request, run: Run, after: int) -> web.StreamResponse:
@@ -174,7 +180,9 @@ def _files(directory: RunDirectory) -> dict[str, int]:
     with suppress(OSError):
         for path in sorted(directory.path.iterdir()):
             parts = path.rglob("*") if path.is_dir() else [path]
-            found[path.name] = sum(part.stat().st_size for part in parts if part.is_file())
+            found[wire.storable(path.name)] = sum(
+                part.stat().st_size for part in parts if part.is_file()
+            )
     return found
 
 

@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
+from pydantic_core import from_json, to_json
 
 from ollama_trainer.errors import InvalidRequest, TrainerError
 from ollama_trainer.names import check_run_id
@@ -141,7 +143,7 @@ def status_reply(run: Run, queue_position: int | None = None) -> dict[str, Any]:
     reply["progress"] = _read(run.progress_json)
     reply["queue_position"] = queue_position
     if run.result_json is not None:
-        result = json.loads(run.result_json)
+        result = from_json(run.result_json)
         reply["result"] = {
             name: result[name] for name in ("gguf", "modelfile", "seconds", "metrics")
         }
@@ -265,7 +267,7 @@ def _stored_error(error_json: str | None) -> dict[str, Any]:
 
 
 def _read(text: str | None) -> Any:
-    return json.loads(text) if text is not None else None
+    return from_json(text) if text is not None else None
 
 
 class ListQuery(BaseModel):
@@ -322,6 +324,23 @@ def understood(model: type[_Model], values: Mapping[str, Any]) -> _Model:
         raise InvalidRequest(
             f"'{storable(str(name))}' is not valid: {first['msg']}", f"Known here: {known}."
         ) from error
+
+
+def json_reply(
+    content: Mapping[str, object], status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """A reply as JSON. pydantic reads and writes it several times as fast as Python's own module.
+
+    Args:
+        content: its texts can be encoded: see `storable`.
+    """
+    return web.Response(
+        body=to_json(content),
+        status=status,
+        headers=headers,
+        content_type="application/json",
+        charset="utf-8",
+    )
 
 
 def error_reply(message: str, code: str) -> dict[str, Any]:

@@ -42,8 +42,9 @@ async def test_an_ollama_that_stays_away_fails_the_run_at_its_deadline(
     run = await api.submit(rows("away", until=str(tmp_path / "never")))
     status = await api.end(run)
     assert (status["status"], status["error_code"]) == ("failed", "ollama_unreachable")
-    assert "tried 3 times in" in status["error"]
-    assert len(api.starts()) == 3
+    tries = len(api.starts())
+    assert tries >= 2
+    assert f"tried {tries} times in" in status["error"]
 
 
 async def test_nothing_is_waited_for_when_nobody_wants_it(

@@ -1,5 +1,6 @@
 """The schema in its versions, and a database on a disk that is full."""
 
+import re
 import sqlite3
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from ollama_trainer.queue.database import (
     Ballast,
     Database,
     connect,
+    load_queries,
     migrate,
     migrations,
     split_statements,
@@ -94,6 +96,18 @@ async def test_runs_of_the_first_version_are_all_there(tmp_path: Path) -> None:
     run, _ = await store.accept(submission("r5"), submission("r5").spec(Settings()))
     assert (run.seq, run.state) == (8, RunState.PENDING)
     database.close()
+
+
+def test_no_query_goes_through_a_whole_table(tmp_path: Path) -> None:
+    """However many runs are stored; the partial index holds unfinished publications alone."""
+    connection = connect(tmp_path / "x.db")
+    migrate(connection)
+    for name, sql in load_queries().items():
+        values = dict.fromkeys(re.findall(r":(\w+)", sql), 1)
+        plan = [row["detail"] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)]
+        scans = [step for step in plan if step.startswith("SCAN")]
+        assert all("publications_unfinished" in step for step in scans), (name, plan)
+    connection.close()
 
 
 def test_a_newer_programs_database_is_left_alone(tmp_path: Path) -> None:

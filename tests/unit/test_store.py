@@ -73,6 +73,12 @@ async def test_an_accepted_run_is_stored_whole(store: RunStore) -> None:
     assert run.created_at.endswith("+00:00")
 
 
+def test_a_run_has_the_columns_of_its_table_in_their_order(store: RunStore, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "trainer.db") as other:
+        columns = [name for _, name, *_ in other.execute("PRAGMA table_info (runs)")]
+    assert columns == [name.removesuffix("_json") for name in Run._fields]
+
+
 def test_a_run_keeps_the_settings_that_it_was_accepted_with() -> None:
     """What a model is judged by must not change while a run waits."""
     settings = Settings(
@@ -236,6 +242,7 @@ async def test_pages_of_runs_by_job_and_state(store: RunStore) -> None:
     assert ids(limit=2, before=runs[4].seq) == ["r3", "r2"]
     assert ids(state=RunState.FAILED) == ["r0"]
     assert ids(job_id="job", state=RunState.PENDING, limit=3) == ["r4", "r3", "r2"]
+    assert ids(job_id="job", limit=2) == ["r4", "r3"]
     assert ids(job_id="other") == []
 
 
