@@ -20,7 +20,8 @@ TrainerError
 ├── LeaseLost             another attempt has taken over
 ├── Cancelled             somebody asked for it
 └── ServerError           this program's own server refused or could not be reached
-    └── StoreUnavailable  … because its database cannot be written now
+    ├── StoreUnavailable  … because its database cannot be used now
+    └── MachineBusy       … because the machine lacks something just now
 
 Each has a stable `code` (for programs) and says cause and remedy (for people).
 """
@@ -140,13 +141,23 @@ class StoreUnavailable(ServerError):
 #: What libraries say that write with code of their own: safetensors and tokenizers what the system
 #: says (on Windows by its number), torch that a file is shorter than what it wrote.
 _DISK_FULL = (
-    "No space left on device",
-    "Disk quota exceeded",
+    "no space left on device",
+    "disk quota exceeded",
     "(os error 112)",
-    "PytorchStreamWriter failed",
+    "pytorchstreamwriter failed",
     "iostream",
     "unexpected pos",
 )
+
+
+class MachineBusy(ServerError):
+    code = "machine_busy"
+    retryable = True
+
+
+def is_machine_busy(error: OSError) -> bool:
+    """Whether the system lacks descriptors, processes or memory just now."""
+    return error.errno in (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -155,7 +166,7 @@ def is_disk_full(error: BaseException) -> bool:
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if any(words in str(seen) for words in _DISK_FULL):
+        if any(words in str(seen).lower() for words in _DISK_FULL):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

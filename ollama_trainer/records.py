@@ -192,8 +192,9 @@ class ErrorInfo(_Record):
 class Waiting(_Record):
     """A run that goes on by itself once something has passed."""
 
-    #: What it waits for: Ollama's answer, room on the disk, memory, a worker that stays alive.
-    reason: Literal["ollama", "disk", "memory", "worker"]
+    #: What it waits for: Ollama's answer, room on the disk, memory, a worker that stays alive, or
+    #: whatever else the machine lacks.
+    reason: Literal["ollama", "disk", "memory", "worker", "machine"]
     #: When it failed first for this reason, and how often since.
     since: datetime
     tries: int = Field(ge=1)

@@ -100,6 +100,7 @@ class Settings(BaseSettings, TrainingOptions, FidelityOptions):
     retry_for_s: float = Field(
         86400.0,
         ge=0,
+        le=1e8,
         description="How many seconds a run waits for what may pass, an Ollama that is away or a "
         "full disk, before it fails.",
     )

@@ -24,6 +24,7 @@ from ollama_trainer.records import Event, Lease, RunResult, RunSpec
 
 #: Files under this suffix are unfinished and may be deleted.
 PARTIAL_SUFFIX = ".partial"
+BALLAST = "ballast"
 
 
 @contextmanager
@@ -36,7 +37,7 @@ def atomic_path(final: Path) -> Iterator[Path]:
     partial.unlink(missing_ok=True)
     try:
         yield partial
-        with partial.open("rb") as handle:
+        with partial.open("r+b") as handle:
             os.fsync(handle.fileno())
         partial.replace(final)
         fsync_directory(final.parent)
@@ -78,7 +79,7 @@ def sync_files(directory: Path) -> None:
         if path.is_dir():
             fsync_directory(path)
         else:
-            with path.open("rb") as handle:
+            with path.open("r+b") as handle:
                 os.fsync(handle.fileno())
     fsync_directory(directory)
 
@@ -209,6 +210,11 @@ class DataDirectory:
     @property
     def database(self) -> Path:
         return self.path / "trainer.db"
+
+    @property
+    def ballast(self) -> Path:
+        """Room for the database on a full disk."""
+        return self.path / BALLAST
 
     @property
     def cache(self) -> Path:

@@ -129,5 +129,6 @@ def _lives(pid: int, started: float) -> bool:
         process = psutil.Process(pid)
         same = abs(process.create_time() - started) < _START_TOLERANCE_S
         return bool(same and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
+    except psutil.Error:
+        # Gone, or somebody else's.
         return False

@@ -266,7 +266,15 @@ class OllamaApi:
                 "set OLLAMA_HOST to its IP address, or let it listen on all addresses "
                 "(OLLAMA_HOST=0.0.0.0 for its own process).",
             )
-        if status == 503:
+        if "no space left" in text.lower():
+            full = PublishError(
+                f"Ollama at {self._url} has no room to {what} ({text})",
+                "Make room where Ollama keeps its models.",
+            )
+            full.retryable = True
+            return full
+        # A proxy before it says 502 or 504 while it starts.
+        if status in (429, 502, 503, 504):
             busy = PublishError(
                 f"Ollama at {self._url} is too busy to {what} ({text or 'HTTP 503'})",
                 "Try again when it has less to do.",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 from ollama_trainer.errors import ServerError, StoreUnavailable
-from ollama_trainer.workspace import atomic_path
+from ollama_trainer.workspace import BALLAST, atomic_path
 
 _log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
@@ -86,13 +86,27 @@ class Ballast:
                     partial.write_bytes(os.urandom(self._n_bytes))
 
     def drop(self) -> bool:
-        """Gives the room back; returns whether there was any."""
+        """Gives the room back if the disk needs it; returns whether it did."""
         try:
+            if shutil.disk_usage(self._path.parent).free > self._n_bytes:
+                return False
             self._path.unlink()
         except OSError:
             return False
         _log.warning("the disk is full: %s was removed so that runs can be stored", self._path)
         return True
+
+
+@contextmanager
+def _unavailable(what: str) -> Iterator[None]:
+    """Whatever the disk or another program does to the database may pass."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise StoreUnavailable(
+            f"the database of runs cannot be {what}: {error}",
+            "Make sure that the disk of the data directory works and has room, then try again.",
+        ) from error
 
 
 class Database:
@@ -109,7 +123,7 @@ class Database:
         migrate(self._writer)
         self._reader = connect(path, read_only=True)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="runs-writer")
-        self._ballast = Ballast(path.with_name("ballast"))
+        self._ballast = Ballast(path.parent / BALLAST)
         self._ballast.put()
 
     def close(self) -> None:
@@ -118,11 +132,18 @@ class Database:
         self._writer.close()
 
     def rows(self, query: str, **values: object) -> list[sqlite3.Row]:
-        """What a named query reads, on the caller's thread."""
-        return self._reader.execute(self.sql[query], values).fetchall()
+        """What a named query reads, on the caller's thread.
+
+        Raises:
+            StoreUnavailable: nothing can be read now.
+        """
+        with _unavailable("read"):
+            return self._reader.execute(self.sql[query], values).fetchall()
 
     def row(self, query: str, **values: object) -> sqlite3.Row | None:
-        found: sqlite3.Row | None = self._reader.execute(self.sql[query], values).fetchone()
+        """The first row of `rows`."""
+        with _unavailable("read"):
+            found: sqlite3.Row | None = self._reader.execute(self.sql[query], values).fetchone()
         return found
 
     async def search(self, query: str, **values: object) -> list[sqlite3.Row]:
@@ -149,8 +170,9 @@ class Database:
         def write() -> _T:
             try:
                 return once()
-            except sqlite3.OperationalError as error:
-                if "full" in str(error) and self._ballast.drop():
+            except sqlite3.OperationalError:
+                # Full, over quota, or no room for the shared memory: words differ.
+                if self._ballast.drop():
                     return once()
                 raise
 
@@ -160,13 +182,8 @@ class Database:
             self._ballast.put()
             return done
 
-        try:
+        with _unavailable("written"):
             return await asyncio.get_running_loop().run_in_executor(self._thread, write)
-        except sqlite3.OperationalError as error:
-            raise StoreUnavailable(
-                f"the database of runs cannot be written: {error}",
-                "Make room where the data directory lies, then try again.",
-            ) from error
 
 
 def migrations() -> list[tuple[int, str]]:

@@ -41,6 +41,8 @@ class Pruner:
         self._publications = publications
         self._data = data
         self._keep_last = keep_last
+        #: Held while files of a finished run are removed, or counted on.
+        self.lock = asyncio.Lock()
 
     async def sweep(self) -> None:
         """Goes over all jobs, after a start."""
@@ -49,18 +51,20 @@ class Pruner:
 
     async def sweep_job(self, job_id: str) -> None:
         """Goes over the finished runs of one job that still have their files."""
-        found = await self._database.search("unpruned", job_id=job_id)
-        # In this order: what is published meanwhile is not among those that were found.
-        last = await self._database.search("published_last", job_id=job_id)
-        published = {row["run_id"] for row in last}
-        for number, row in enumerate(found):
+        for number, row in enumerate(await self._database.search("unpruned", job_id=job_id)):
             run = Run.of(row)
-            if not self._is_idle(run):
-                continue
-            directory = self._data.run(run.run_id)
-            await asyncio.to_thread(_tidy, directory, failed=run.state is RunState.FAILED)
-            if number >= self._keep_last and run.run_id not in published:
-                await self._prune(run, directory)
+            async with self.lock:
+                if not self._is_idle(run):
+                    continue
+                directory = self._data.run(run.run_id)
+                await asyncio.to_thread(_tidy, directory, failed=run.state is RunState.FAILED)
+                if number >= self._keep_last and not await self._is_last(run):
+                    await self._prune(run, directory)
+
+    async def _is_last(self, run: Run) -> bool:
+        """Whether its model was published last of its job."""
+        last = await self._database.search("published_last", job_id=run.job_id)
+        return run.run_id in [row["run_id"] for row in last]
 
     def _is_idle(self, run: Run) -> bool:
         return all(publication.state.terminal for publication in self._publications.of(run))

@@ -23,8 +23,12 @@ SELECT * FROM runs WHERE state = :state AND seq < :before ORDER BY seq DESC LIMI
 -- name: next_running
 SELECT * FROM runs
 WHERE state = 'running'
-      AND (not_before IS NULL OR not_before <= :now OR cancel_requested_at IS NOT NULL)
-ORDER BY seq LIMIT 1;
+      AND (not_before IS NULL OR (not_before <= :now AND cancel_requested_at IS NULL))
+ORDER BY not_before IS NOT NULL, not_before, seq LIMIT 1;
+
+-- name: cancelled_waiting
+SELECT * FROM runs
+WHERE state = 'running' AND not_before IS NOT NULL AND cancel_requested_at IS NOT NULL;
 
 -- name: next_pending
 SELECT * FROM runs WHERE state = 'pending' AND not_before IS NULL ORDER BY seq LIMIT 1;
@@ -156,4 +160,5 @@ WHERE job_id = :job_id AND coalesce(publications.output_model_ref, runs.output_m
 ORDER BY max(coalesce(publications.finished_at, ''), coalesce(runs.finished_at, '')) DESC LIMIT 1;
 
 -- name: pruned_insert
-INSERT INTO pruned (run_seq, pruned_at) VALUES (:seq, :now) ON CONFLICT DO NOTHING;
+INSERT INTO pruned (run_seq, pruned_at) SELECT seq, :now FROM runs WHERE seq = :seq
+ON CONFLICT DO NOTHING;

@@ -16,17 +16,26 @@ MAX_LOSSES = 3
 #: How often the batch is halved when memory runs out.
 MAX_HALVINGS = 1
 
-Reason = Literal["ollama", "disk", "memory", "worker"]
+Reason = Literal["ollama", "disk", "memory", "worker", "machine"]
 _REASONS: dict[str, Reason] = {
     "ollama_unreachable": "ollama",
     "publish": "ollama",
     "disk_full": "disk",
     "out_of_memory": "memory",
     "worker_lost": "worker",
+    "machine_busy": "machine",
 }
+#: Those that are waited for by time, not by number.
+_BY_TIME = ("ollama", "disk", "machine")
 #: Seconds until the first further try, doubled each time, up to the longest. Lost workers and
 #: smaller batches go on at once, before the runs behind them: they are few.
-_FIRST_S: dict[Reason, float] = {"ollama": 2.0, "disk": 5.0, "memory": 0.0, "worker": 0.0}
+_FIRST_S: dict[Reason, float] = {
+    "ollama": 2.0,
+    "disk": 5.0,
+    "machine": 5.0,
+    "memory": 0.0,
+    "worker": 0.0,
+}
 _LONGEST_S = 60.0
 
 
@@ -38,6 +47,8 @@ class Tried:
     waiting: Waiting | None = None
     losses: int = 0
     halvings: int = 0
+    #: Whether its training is done: a smaller batch would make it anew, and help nothing.
+    trained: bool = False
 
 
 def next_try(
@@ -52,6 +63,8 @@ def next_try(
     reason = _REASONS.get(error.code) if error.retryable else None
     if reason is None:
         return None
+    if reason == "memory" and tried.trained:
+        reason = "worker"
     if reason == "worker" and tried.losses + 1 >= MAX_LOSSES:
         return None
     if reason == "memory" and tried.halvings >= MAX_HALVINGS:
@@ -61,10 +74,10 @@ def next_try(
     since = before.since if before else now
     tries = before.tries + 1 if before else 1
     deadline = since + timedelta(seconds=retry_for_s)
-    if reason in ("ollama", "disk") and now >= deadline:
+    if reason in _BY_TIME and now >= deadline:
         return None
     until = now + timedelta(seconds=min(_FIRST_S[reason] * 2 ** min(tries - 1, 20), _LONGEST_S))
-    if reason in ("ollama", "disk"):
+    if reason in _BY_TIME:
         # One last try at the deadline itself.
         until = min(until, deadline)
     return Waiting(

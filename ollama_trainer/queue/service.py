@@ -16,12 +16,13 @@ from ollama_trainer.errors import (
     DatasetError,
     DiskFull,
     InvalidRequest,
+    MachineBusy,
     ServerError,
     StoreUnavailable,
     TrainerError,
 )
 from ollama_trainer.executors import Executor
-from ollama_trainer.queue.database import Database
+from ollama_trainer.queue.database import Ballast, Database
 from ollama_trainer.queue.lock import DirectoryLock
 from ollama_trainer.queue.pruning import Pruner, is_deletable, remove_all
 from ollama_trainer.queue.publications import PublicationStore
@@ -149,7 +150,10 @@ class RunQueue:
                 "It never got so far, or its files were removed: train again.",
             )
         assert run.spec is not None  # noqa: S101 - it got as far as a model
-        publication = await self.publications.request(run, publisher or run.spec.publisher)
+        async with self._pruner.lock:
+            if not directory.gguf.exists():
+                raise NotNow("the run's files were removed just now", "Train again.")
+            publication = await self.publications.request(run, publisher or run.spec.publisher)
         self._supervisor.wake()
         return publication
 
@@ -161,8 +165,9 @@ class RunQueue:
         """
         if not is_deletable(run, self.publications):
             raise NotNow("the run is not finished", "Cancel it, or wait for its end.")
-        await asyncio.to_thread(remove_all, self._data.run(run.run_id))
-        await self.store.delete(run.run_id)
+        async with self._pruner.lock:
+            await asyncio.to_thread(remove_all, self._data.run(run.run_id))
+            await self.store.delete(run.run_id)
 
     def directory(self, run: Run) -> RunDirectory:
         return self._data.run(run.run_id)
@@ -185,6 +190,9 @@ class RunQueue:
             except StoreUnavailable as error:
                 _log.error("run %s waits: %s", run.run_id, error)
                 await asyncio.sleep(_PAUSE_S)
+        if self.store.get(run.run_id) is None:
+            # It was cancelled and deleted meanwhile: its data must not stay.
+            await asyncio.to_thread(remove_all, self._data.run(run.run_id))
         self._supervisor.wake()
 
     async def _snapshot(self, run: Run) -> Snapshot | TrainerError | None:
@@ -195,11 +203,11 @@ class RunQueue:
                 return await self._take_snapshot(run)
             except SnapshotStopped:
                 return None
-            except DiskFull as error:
+            except (DiskFull, MachineBusy) as error:
                 waiting = next_try(ErrorInfo.of(error), tried, self._settings.retry_for_s)
                 if waiting is None:
                     reason = given_up(ErrorInfo.of(error), tried)
-                    return DiskFull(reason.cause, reason.remedy)
+                    return type(error)(reason.cause, reason.remedy)
                 tried = Tried(waiting=waiting)
                 try:
                     await self.store.dataset_waits(run.run_id, waiting)
@@ -246,22 +254,33 @@ class RunQueue:
 
 
 def _open(data: DataDirectory) -> tuple[DirectoryLock, Database]:
+    """Raises:
+    ServerError: the data directory cannot be used.
+    """
     try:
-        data.create()
-        lock = DirectoryLock(data.path)
-    except OSError as error:
+        return _open_once(data)
+    except (OSError, sqlite3.OperationalError):
+        # On a full disk not even a lock could be written; the ballast is for that, too.
+        Ballast(data.ballast).drop()
+    try:
+        return _open_once(data)
+    except (OSError, sqlite3.OperationalError) as error:
         raise ServerError(
-            f"the data directory {data.path} cannot be used: {error.strerror or error}",
-            "Make it writable, or choose another --data-dir.",
+            f"the data directory {data.path} cannot be used: {error}",
+            "Make it writable, with room on its disk, or choose another --data-dir.",
         ) from error
+    except sqlite3.DatabaseError as error:
+        raise ServerError(
+            f"the database {data.database} is damaged: {error}",
+            "Put a copy of it back, or move it away to start with an empty one.",
+        ) from error
+
+
+def _open_once(data: DataDirectory) -> tuple[DirectoryLock, Database]:
+    data.create()
+    lock = DirectoryLock(data.path)
     try:
         return lock, Database(data.database)
-    except sqlite3.Error as error:
-        lock.release()
-        raise ServerError(
-            f"the database {data.database} cannot be used: {error}",
-            "Move it away to start with an empty one, or choose another --data-dir.",
-        ) from error
     except BaseException:
         lock.release()
         raise

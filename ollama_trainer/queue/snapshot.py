@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ollama_trainer.errors import DatasetError, DiskFull, is_disk_full
+from ollama_trainer.errors import (
+    DatasetError,
+    DiskFull,
+    MachineBusy,
+    is_disk_full,
+    is_machine_busy,
+)
 from ollama_trainer.manifests import key_of, read_manifest, write_manifest
 from ollama_trainer.workspace import RunDirectory, atomic_path
 
@@ -73,6 +79,7 @@ def take_snapshot(
     Raises:
         DatasetError: there is no such file, or it may not or cannot be read, or it is empty.
         DiskFull: there is no room for the copy.
+        MachineBusy: the system lacks something just now.
         SnapshotStopped: `stopped` was set.
     """
     source = _locate(dataset_ref, roots)
@@ -140,7 +147,9 @@ def _copy(reader: BinaryIO, writer: BinaryIO, stopped: threading.Event | None) -
     return Snapshot(sha256=digest.hexdigest(), n_bytes=n_bytes)
 
 
-def _failed(source: Path, error: OSError) -> DatasetError | DiskFull:
+def _failed(source: Path, error: OSError) -> DatasetError | DiskFull | MachineBusy:
+    if is_machine_busy(error):
+        return MachineBusy(f"the data set {source} cannot be copied now: {error}")
     if is_disk_full(error):
         return DiskFull(
             f"the disk is full: there is no room for the copy of {source}",

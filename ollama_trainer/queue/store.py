@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from ollama_trainer.errors import TrainerError
+from ollama_trainer.errors import Cancelled, TrainerError
 from ollama_trainer.queue.database import Database
 from ollama_trainer.queue.rows import Attempt, Run, RunIdTaken, StoredEvent, Submission
 from ollama_trainer.records import (
@@ -69,9 +69,13 @@ class RunStore:
         return [Run.of(row) for row in self._database.rows(query, **values)]
 
     def next_running(self) -> Run | None:
-        """A running one that nobody waits for: left by an earlier server, due, or cancelled."""
+        """A running one to go on with: left by an earlier server, or due for the longest time."""
         row = self._database.row("next_running", now=now())
         return Run.of(row) if row is not None else None
+
+    def cancelled_waiting(self) -> list[Run]:
+        """Runs that wait and are to be cancelled."""
+        return [Run.of(row) for row in self._database.rows("cancelled_waiting")]
 
     def next_pending(self) -> Run | None:
         """The pending one that was accepted first, those that wait for room left aside."""
@@ -282,6 +286,7 @@ class RunStore:
         waiting: Waiting,
         halvings: int,
     ) -> None:
+        self._check_not_cancelled(self._get(connection, run.run_id))
         if waiting.reason == "worker":
             self._attempt(connection, "lost", run)
         self._attempt(
@@ -318,6 +323,8 @@ class RunStore:
         current = self._get(connection, run.run_id)
         if current.state.terminal or (current.seq, current.attempt) != (run.seq, run.attempt):
             raise StaleAttempt(f"{state.value} of run {run.run_id}, attempt {run.attempt}")
+        if error is None or error.code != Cancelled.code:
+            self._check_not_cancelled(current)
         self._say_state(connection, run, state, error, output_model_ref=ref)
         self._attempt(
             connection,
@@ -330,6 +337,11 @@ class RunStore:
             now=now(),
         )
         self._end_attempt(connection, run.seq, outcome, error)
+
+    def _check_not_cancelled(self, current: Run) -> None:
+        """A cancellation that was answered holds, also when the end came with it."""
+        if current.cancel_requested_at is not None:
+            raise StaleAttempt(f"run {current.run_id} is to be cancelled")
 
     def _end_attempt(
         self, connection: sqlite3.Connection, seq: int, outcome: str, error: ErrorInfo | None

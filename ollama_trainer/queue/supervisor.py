@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from ollama_trainer.errors import (
     Cancelled,
     DiskFull,
+    MachineBusy,
     ServerError,
     StoreUnavailable,
     TrainingFailed,
@@ -30,7 +31,7 @@ from ollama_trainer.queue.watch import (
     Watcher,
     error_without_result,
 )
-from ollama_trainer.records import ErrorInfo, Lease, RunResult
+from ollama_trainer.records import ErrorInfo, Lease, RunResult, RunState
 from ollama_trainer.workspace import DataDirectory, RunDirectory
 
 _log = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ _log = logging.getLogger(__name__)
 _PAUSE_S = 1.0
 #: Longest sleep: clocks are stepped.
 _SLEEP_S = 30.0
+#: Seconds that the end of a worker is waited for on the way out.
+_STOP_S = 20.0
 #: Seconds that taking back a publication may take.
 _WITHDRAW_S = 30.0
 
@@ -74,27 +77,38 @@ class Supervisor:
         self._ended = ended
         self._awake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        #: What goes on beside the one worker: runs that waited and are taken back.
+        self._beside: dict[str, asyncio.Task[None]] = {}
+        #: Whether the last thing done was the retry of a run that waits.
+        self._retried = False
         #: The run that is worked on, and what cancels its worker.
         self._current = ""
         self._cancelled = asyncio.Event()
 
     def start(self) -> None:
+        for run in self._store.cancelled_waiting():
+            self._take_back_beside(run)
         self._task = asyncio.create_task(self._work(), name="supervisor")
 
     def wake(self) -> None:
         self._awake.set()
 
     def cancel(self, run_id: str) -> None:
-        """Ends the worker of a run whose cancellation is stored."""
+        """Ends a run whose cancellation is stored: its worker, or its waiting."""
+        run = self._store.get(run_id)
+        if run is not None and run.not_before is not None:
+            self._take_back_beside(run)
         if self._current == run_id:
             self._cancelled.set()
         self.wake()
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        tasks = [*self._beside.values(), *([self._task] if self._task is not None else [])]
+        for task in tasks:
+            task.cancel()
+        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                _log.error("on the way out: %s", outcome)
 
     async def _work(self) -> None:
         while True:
@@ -110,7 +124,7 @@ class Supervisor:
                 await asyncio.sleep(_PAUSE_S)
             except Exception as error:  # noqa: BLE001 - the queue outlives whatever a run does
                 _log.exception("run %s broke the supervisor", self._current)
-                await self._give_up(self._current, error)
+                await self._after(self._current, error)
                 await asyncio.sleep(_PAUSE_S)
             self._current = ""
 
@@ -124,26 +138,28 @@ class Supervisor:
     async def _step(self) -> bool:
         """Does what comes next; returns False when there is nothing to do.
 
-        First what an earlier server left, what is due again and what is to be cancelled; then
-        publications, which take seconds; then the oldest pending run. One whose data set is still
-        being copied keeps its place: the order is the promise.
+        First what an earlier server left and what is due again; then publications, which take
+        seconds; then the oldest pending run. One whose data set is still being copied keeps its
+        place: the order is the promise. Of two retries in a row the second lets others go first.
         """
-        run = self._store.next_running()
-        if run is not None:
-            self._begin(run.run_id)
-            await self._resume(run)
+        due = self._store.next_running()
+        is_retry = due is not None and due.not_before is not None
+        others_first = is_retry and self._retried
+        self._retried = is_retry and not others_first
+        if due is not None and not others_first:
+            await self._resume(due)
             return True
         publication = self._publications.next()
         if publication is not None:
-            self._begin(publication[1])
             await self._publish(*publication)
             return True
         run = self._store.next_pending()
-        if run is None or run.dataset_sha256 is None:
-            return False
-        self._begin(run.run_id)
-        await self._attempt(run)
-        return True
+        if run is not None and run.dataset_sha256 is not None:
+            await self._attempt(run)
+            return True
+        if due is not None:
+            await self._resume(due)
+        return due is not None
 
     def _begin(self, run_id: str) -> None:
         self._current = run_id
@@ -152,6 +168,7 @@ class Supervisor:
     # Runs
 
     async def _resume(self, run: Run) -> None:
+        self._begin(run.run_id)
         directory = self._data.run(run.run_id)
         left = self._store.open_attempt(run)
         if left is not None:
@@ -173,6 +190,7 @@ class Supervisor:
             await self._attempt(run)
 
     async def _attempt(self, run: Run) -> None:
+        self._begin(run.run_id)
         run, token = await self._store.claim(run)
         directory = self._data.run(run.run_id)
         casualties = Casualties()
@@ -220,7 +238,10 @@ class Supervisor:
 
     async def _stop(self, run: Run, worker: Worker) -> None:
         """On the way out: the attempt does not count as lost."""
-        await worker.stop()
+        try:
+            await asyncio.wait_for(worker.stop(), _STOP_S)
+        except TimeoutError:
+            _log.error("run %s: worker %d cannot be ended", run.run_id, worker.pid)
         with suppress(StoreUnavailable):
             await self._store.end_attempt(run.seq, "stopped")
 
@@ -249,9 +270,17 @@ class Supervisor:
             f"See {directory.log}, then train again with a fresh runId.",
         )
         error = (result.error or ErrorInfo.of(nothing_said)) if result else lost
-        tried = Tried(waiting=run.waiting, losses=run.losses, halvings=run.halvings)
+        tried = Tried(
+            waiting=run.waiting,
+            losses=run.losses,
+            halvings=run.halvings,
+            trained=directory.manifest("train").exists(),
+        )
         waiting = next_try(error, tried, self._retry_for_s)
         if waiting is None:
+            if directory.publishing.exists():
+                await self._store.end_attempt(run.seq, "failed", error)
+                await self._withdraw(run, directory)
             await self._store.fail(run, given_up(error, tried), result)
             return
         halvings = run.halvings + (waiting.reason == "memory")
@@ -275,11 +304,38 @@ class Supervisor:
         await self._store.fail(run, error)
         self._ended(run)
 
+    def _take_back_beside(self, run: Run) -> None:
+        """Ends a run that waits, whatever is worked on meanwhile: this needs no device."""
+        if run.run_id not in self._beside:
+            task = asyncio.create_task(self._take_back_waiting(run), name=f"cancel {run.run_id}")
+            self._beside[run.run_id] = task
+            task.add_done_callback(lambda _: self._beside.pop(run.run_id, None))
+
+    async def _take_back_waiting(self, run: Run) -> None:
+        while True:
+            try:
+                left = self._store.open_attempt(run)
+                if left is not None:
+                    await self._end_survivor(left)
+                    await self._store.end_attempt(run.seq, "lost")
+                await self._take_back(run)
+                return
+            except StaleAttempt:
+                return
+            except Exception as error:  # noqa: BLE001 - it is tried again
+                _log.error("run %s cannot be cancelled yet: %s", run.run_id, error)
+                await asyncio.sleep(_PAUSE_S)
+
     async def _withdraw(self, run: Run, directory: RunDirectory) -> ErrorInfo | None:
         """Lets a worker take back what was published; returns why it could not."""
         token = await self._store.begin_errand(run.seq, "withdraw", run.attempt)
         lease = Lease(task="withdraw", token=token, attempt=run.attempt)
-        await self._prepare(run, directory, lease)
+        try:
+            await self._prepare(run, directory, lease)
+        except OSError as error:
+            remains = ErrorInfo.of(ServerError(f"no worker could be prepared: {error}"))
+            await self._store.end_attempt(run.seq, "failed", remains)
+            return remains
         late = asyncio.Event()
         timer = asyncio.get_running_loop().call_later(_WITHDRAW_S, late.set)
         try:
@@ -289,16 +345,17 @@ class Supervisor:
         result = _read_result(directory, "withdraw", token)
         if result is None:
             lost = error_without_result(directory.log, exit_code, why, Casualties())
-            remains: ErrorInfo | None = ErrorInfo.of(lost)
+            left: ErrorInfo | None = ErrorInfo.of(lost)
         else:
-            remains = result.error
-        await self._store.end_attempt(run.seq, "failed" if remains else "completed", remains)
-        return remains
+            left = result.error
+        await self._store.end_attempt(run.seq, "failed" if left else "completed", left)
+        return left
 
     # Publications
 
     async def _publish(self, publication: Publication, run_id: str) -> None:
         """Publishes a finished run's model once more; begins anew where a worker was lost."""
+        self._begin(run_id)
         run = self._store.get(run_id)
         assert run is not None  # noqa: S101 - it is deleted with its publications
         directory = self._data.run(run_id)
@@ -355,8 +412,24 @@ class Supervisor:
         if left.worker_pid is not None and left.worker_started is not None:
             await self._executor.end_survivor(left.worker_pid, left.worker_started)
 
+    async def _after(self, run_id: str, error: Exception) -> None:
+        """What becomes of a run that the supervisor stumbled over."""
+        try:
+            run = self._store.get(run_id)
+            lacking = isinstance(error, OSError) and run is not None
+            if lacking and run is not None and run.state is RunState.RUNNING:
+                busy = MachineBusy(
+                    f"the worker could not be started or followed: {error}",
+                    "See what keeps the machine busy.",
+                )
+                await self._settle(run, None, ErrorInfo.of(busy))
+            else:
+                await self._give_up(run_id, error)
+        except Exception:  # noqa: BLE001 - the store may be what is broken; it is tried again
+            _log.exception("run %s is left as it is for now", run_id)
+
     async def _give_up(self, run_id: str, error: Exception) -> None:
-        """Ends a run that cannot be supervised, if the store still can be written."""
+        """Ends a run that cannot be supervised."""
         reason = ErrorInfo.of(
             ServerError(
                 f"the run could not be started or followed: {error or type(error).__name__}",
@@ -364,15 +437,12 @@ class Supervisor:
             )
         )
         run = self._store.get(run_id)
-        try:
-            if run is not None and not run.state.terminal:
-                await self._store.fail(run, reason)
-                self._ended(run)
-            elif run is not None and (publication := self._publications.next()) is not None:
-                await self._store.end_attempt(run.seq, "failed", reason)
-                await self._publications.finish(publication[0], None, reason)
-        except Exception:  # noqa: BLE001 - the store may be what is broken; it is tried again
-            _log.exception("run %s: not even its failure can be stored", run_id)
+        if run is not None and not run.state.terminal:
+            await self._store.fail(run, reason)
+            self._ended(run)
+        elif run is not None and (publication := self._publications.next()) is not None:
+            await self._store.end_attempt(run.seq, "failed", reason)
+            await self._publications.finish(publication[0], None, reason)
 
 
 def _read_result(directory: RunDirectory, task: str, token: int) -> RunResult | None:

@@ -46,6 +46,9 @@ class EventTail:
                     chunk += more
         except FileNotFoundError:
             chunk = b""
+        except OSError as error:
+            _log.warning("%s is read later: %s", self._path, error)
+            chunk = b""
         whole = chunk[: chunk.rfind(b"\n") + 1]
         self.offset += len(whole)
         lines = [line for line in whole.split(b"\n") if line]

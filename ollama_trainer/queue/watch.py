@@ -59,6 +59,9 @@ class Chronicle:
 
         Args:
             rest: the worker has ended, so that nothing more will come.
+
+        Raises:
+            StoreUnavailable: the rest could not be stored.
         """
         before = self._tail.offset
         read = self._tail.rest if rest else self._tail.read
@@ -68,6 +71,8 @@ class Chronicle:
             try:
                 await self._store.record(self._run, self._unstored, self._tail.offset)
             except StoreUnavailable as error:
+                if rest:
+                    raise
                 _log.warning("events of run %s wait: %s", self._run.run_id, error.cause)
             else:
                 self._unstored = []
@@ -156,9 +161,11 @@ class Watcher:
                     {ended, cancelled}, timeout=_POLL_S, return_when=asyncio.FIRST_COMPLETED
                 )
                 told = await self._chronicle.store() if self._chronicle else True
-                await self._beat(told)
-                left_s -= _POLL_S if self._result.exists() else 0.0
+                new = self._signs.look(told=told)
+                # Judged before anything else is waited for: the database may take its time.
                 why = "was cancelled" if self._cancelled.is_set() else self._signs.silence()
+                await self._beat(new)
+                left_s -= _POLL_S if self._result.exists() else 0.0
                 if why or left_s < 0:
                     await worker.stop()
                     break
@@ -170,8 +177,7 @@ class Watcher:
             await self._chronicle.store(rest=True)
         return exit_code, why
 
-    async def _beat(self, told: bool) -> None:
-        new = self._signs.look(told=told)
+    async def _beat(self, new: bool) -> None:
         if new and time.monotonic() - self._beat_stored > _BEAT_EVERY_S:
             self._beat_stored = time.monotonic()
             try:
@@ -203,7 +209,7 @@ def error_without_result(
             "The disk is full, so that not even the result could be written",
             "Make room where the data directory lies.",
         )
-    if exit_code == -_SIGKILL and casualties.any():
+    if exit_code == -_SIGKILL and why is None and casualties.any():
         return OutOfMemory(
             "The system ended the worker because memory ran out",
             "Set a smaller batch_size, or choose a smaller base.",

@@ -131,10 +131,12 @@ async def _stream(request: web.Request, run: Run, after: int) -> web.StreamRespo
                 after = event.id
             if found:
                 silent_s = 0.0
-                # The event of the terminal state is the last one.
-                if found[-1].kind == "state" and _is_over(request, run):
-                    break
+                # Others are answered between two batches.
+                await asyncio.sleep(0)
                 continue
+            # The event of the terminal state is the last one, and comes with it.
+            if _is_over(request, run) and not store.events(run, after, 1):
+                break
             if silent_s >= _KEEP_ALIVE_S:
                 await response.write(b": still here\n\n")
                 silent_s = 0.0
@@ -146,7 +148,7 @@ async def _stream(request: web.Request, run: Run, after: int) -> web.StreamRespo
 
 def _is_over(request: web.Request, run: Run) -> bool:
     current = request.app[QUEUE].store.get(run.run_id)
-    return current is None or current.state.terminal
+    return current is None or current.seq != run.seq or current.state.terminal
 
 
 def _last_event_id(request: web.Request, after: int) -> int:

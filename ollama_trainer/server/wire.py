@@ -278,7 +278,7 @@ class ListQuery(BaseModel):
     job: str | None = None
     state: RunState | None = None
     #: Cursor of an earlier page's `next`.
-    before: int | None = Field(None, ge=1)
+    before: int | None = Field(None, ge=1, lt=2**63)
     limit: int = Field(50, ge=1, le=200)
 
 
@@ -287,8 +287,8 @@ class EventsQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    after: int = Field(0, ge=0)
-    limit: int = Field(1000, ge=1, le=10_000)
+    after: int = Field(0, ge=0, lt=2**63)
+    limit: int = Field(1000, ge=1, le=2000)
 
 
 class LogQuery(BaseModel):

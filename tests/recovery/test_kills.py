@@ -17,8 +17,8 @@ from ollama_trainer.testing.fake_ollama import FakeOllama
 from .conftest import Recovered, go_through
 
 WHO = ("worker", "server", "both")
-#: Killed runs of a series.
-N_KILLS = 25
+#: Killed runs of a series: of the one that every change must pass, and of the long ones.
+FEW, MANY = 12, 27
 
 
 @pytest.fixture
@@ -64,11 +64,13 @@ def check(killed: Recovered, whole: Recovered, who: str) -> None:
     assert states.count("completed") == 1
 
 
-def series(folder: Path, recorded: Path, ollama: FakeOllama, at_once: int, **film: str) -> None:
+def series(
+    folder: Path, recorded: Path, ollama: FakeOllama, n_kills: int, at_once: int, **film: str
+) -> None:
     """Kills runs at points that are spread evenly over their way."""
     whole = untouched(folder / "untouched", recorded, ollama, **film)
-    numbers = [round(1 + n * (whole.n_points - 1) / (N_KILLS - 1)) for n in range(N_KILLS)]
-    assert len(set(numbers)) == N_KILLS
+    numbers = [round(1 + n * (whole.n_points - 1) / (n_kills - 1)) for n in range(n_kills)]
+    assert len(set(numbers)) == n_kills
 
     def kill(case: tuple[int, int]) -> tuple[str, Recovered]:
         index, number = case
@@ -82,16 +84,24 @@ def series(folder: Path, recorded: Path, ollama: FakeOllama, at_once: int, **fil
         killed = list(pool.map(kill, enumerate(numbers)))
     for who, run in killed:
         check(run, whole.run, who)
-    assert sum(run.status["attempt"] == 2 for _, run in killed) >= N_KILLS - 3
+    assert sum(run.status["attempt"] == 2 for _, run in killed) >= n_kills - 3
     names = [model.short_name for model in ollama.store.models()]
-    assert len(names) == N_KILLS + 1, "no name for trial is left"
+    assert len(names) == n_kills + 1, "no name for trial is left"
 
 
 @pytest.mark.timeout(900)
 def test_a_run_survives_a_kill_at_every_stage(
     tmp_path: Path, recorded: Path, ollama: FakeOllama
 ) -> None:
-    series(tmp_path, recorded, ollama, at_once=2, FRAGILE_FILM=str(recorded))
+    series(tmp_path, recorded, ollama, FEW, at_once=2, FRAGILE_FILM=str(recorded))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_run_survives_a_kill_at_many_points(
+    tmp_path: Path, recorded: Path, ollama: FakeOllama
+) -> None:
+    series(tmp_path, recorded, ollama, MANY, at_once=2, FRAGILE_FILM=str(recorded))
 
 
 @pytest.mark.slow
@@ -100,4 +110,4 @@ def test_a_real_training_survives_a_kill_at_every_stage(
     tmp_path: Path, recorded: Path, ollama: FakeOllama
 ) -> None:
     """The same with Unsloth: the adapter of a killed training is that of an untouched one."""
-    series(tmp_path, recorded, ollama, at_once=1)
+    series(tmp_path, recorded, ollama, MANY, at_once=1)

@@ -2,12 +2,12 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from ollama_trainer.executors import EXIT_DISK_FULL
-from ollama_trainer.queue import watch
 from ollama_trainer.queue.watch import Casualties, Patience, SignsOfLife, error_without_result
 
 
@@ -15,7 +15,7 @@ from ollama_trainer.queue.watch import Casualties, Patience, SignsOfLife, error_
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The monotonic clock, as a list that holds its time."""
     now = [1000.0]
-    monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
 
 
