@@ -1,6 +1,7 @@
 """A run that is cancelled ends within its bound, at every stage, and leaves nothing published."""
 
 import signal
+import sqlite3
 import time
 from pathlib import Path
 
@@ -100,6 +101,46 @@ async def test_a_run_that_waits_for_ollama_is_cancelled_at_once(
         pass
     await cancel(api, run)
     assert (await api.end(run))["error_code"] == "cancelled"
+
+
+async def test_a_run_that_waits_is_cancelled_beside_one_that_trains(
+    api: Api, rows: WriteRows, tmp_path: Path
+) -> None:
+    """Hours of somebody else's training are no reason to keep a cancelled run."""
+    go = tmp_path / "go"
+    waiting = await api.submit(rows("away", until=str(tmp_path / "never")))
+    training = await api.submit(rows("hold", until=str(go)))
+    await api.until(training, "running")
+    while "waiting" not in await api.status(waiting):
+        pass
+    # What an attempt at publishing may have left is taken back beside the training, too.
+    marker = api.data_dir / f"runs/{waiting}/publishing.json"
+    marker.write_text('{"step": "trial"}')
+    assert (await cancel(api, waiting))[0] == 202
+    assert (await api.end(waiting))["error_code"] == "cancelled"
+    assert not marker.exists()
+    assert (await api.status(training))["status"] == "running"
+    go.touch()
+    assert (await api.end(training))["status"] == "completed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_a_cancellation_of_a_waiting_run_outlives_the_server(
+    server_process: ServerProcess,
+    connect: Connect,
+    rows: WriteRows,
+    tmp_path: Path,
+    number: signal.Signals,
+) -> None:
+    api = connect(server_process)
+    run = await api.submit(rows("away", until=str(tmp_path / "never")))
+    while "waiting" not in await api.status(run):
+        pass
+    server_process.end(number)
+    with sqlite3.connect(api.data_dir / "trainer.db") as database:
+        database.execute("UPDATE runs SET cancel_requested_at = 'now'")
+    server_process.restart()
+    assert (await connect(server_process).end(run))["error_code"] == "cancelled"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -1,12 +1,22 @@
 """What may pass is waited for, under the same word `running`; what will not pass fails at once."""
 
+import errno
 import os
 import signal
+import sqlite3
 from pathlib import Path
 
+import aiohttp
 import pytest
+from aiohttp.test_utils import TestServer
+
+from ollama_trainer.executors.local import LocalExecutor, LocalWorker
+from ollama_trainer.server import create_app
+from ollama_trainer.server.routes import QUEUE
+from ollama_trainer.settings import Settings
 
 from .conftest import Api, StartApi, WriteRows, ended, until
+from .stand_in_server import WORKER_COMMAND, executor
 
 
 async def waits(api: Api, run: str) -> dict[str, object]:
@@ -54,6 +64,70 @@ async def test_nothing_is_waited_for_when_nobody_wants_it(
     status = await api.end(await api.submit(rows("away", until=str(tmp_path / "never"))))
     assert (status["status"], status["error_code"]) == ("failed", "ollama_unreachable")
     assert len(api.starts()) == 1
+
+
+async def test_runs_that_wait_leave_the_others_their_turn(
+    api: Api, rows: WriteRows, tmp_path: Path
+) -> None:
+    """With enough of them one is always due."""
+    never = str(tmp_path / "never")
+    away = [await api.submit(rows("away", until=never)) for _ in range(8)]
+    for run in away:
+        await waits(api, run)
+    for _ in range(3):
+        assert (await api.end(await api.submit(rows())))["status"] == "completed"
+
+
+async def test_a_machine_that_lacks_something_is_waited_for(
+    data_dir: Path, session: aiohttp.ClientSession, rows: WriteRows
+) -> None:
+    """No worker can be started, for want of descriptors or processes; later one can."""
+
+    class Busy(LocalExecutor):
+        tries = 0
+
+        async def start(self, run_directory: Path) -> LocalWorker:
+            Busy.tries += 1
+            if Busy.tries < 3:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return await super().start(run_directory)
+
+    app = create_app(Settings(data_dir=data_dir), Busy(WORKER_COMMAND))
+    async with TestServer(app, host="127.0.0.1") as server:
+        api = Api(session, str(server.make_url("/")).rstrip("/"), data_dir)
+        run = await api.submit(rows())
+        status = await waits(api, run)
+        assert isinstance(status["waiting"], dict)
+        assert status["waiting"]["for"] == "machine"
+        assert "Too many open files" in status["waiting"]["error"]
+        assert (await api.end(run))["status"] == "completed"
+
+
+async def test_a_disk_that_cannot_be_read_for_a_moment_ends_no_supervisor(
+    data_dir: Path,
+    session: aiohttp.ClientSession,
+    rows: WriteRows,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app = create_app(Settings(data_dir=data_dir), executor())
+    async with TestServer(app, host="127.0.0.1") as server:
+        api = Api(session, str(server.make_url("/")).rstrip("/"), data_dir)
+        assert (await api.end(await api.submit(rows())))["status"] == "completed"
+        database = app[QUEUE]._database
+        connection, failures = database._reader, []
+
+        class Failing:
+            def execute(self, *_: object) -> None:
+                failures.append(1)
+                raise sqlite3.OperationalError("disk I/O error")
+
+        monkeypatch.setattr(database, "_reader", Failing())
+        code, reply = await api.call("GET", "/health")
+        assert (code, reply["error_code"]) == (503, "store_unavailable")
+        await api.post({"jobId": "job", "datasetRef": rows(), "runId": "r2"})
+        await until(lambda: len(failures) > 3)
+        monkeypatch.setattr(database, "_reader", connection)
+        assert (await api.end("r2"))["status"] == "completed"
 
 
 async def test_out_of_memory_is_tried_once_more_with_half_the_batch(

@@ -1,8 +1,10 @@
 """The schema in its versions, and a database on a disk that is full."""
 
 import re
+import shutil
 import sqlite3
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -118,10 +120,13 @@ def test_a_newer_programs_database_is_left_alone(tmp_path: Path) -> None:
         Database(tmp_path / "x.db")
 
 
-def test_ballast_is_taken_and_given_back(tmp_path: Path) -> None:
+def test_ballast_is_taken_and_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ballast = Ballast(tmp_path / "ballast", 1000)
     assert not ballast.drop()
     ballast.put()
     assert (tmp_path / "ballast").stat().st_size == 1000
+    assert not ballast.drop(), "there is room"
+    full = mock.Mock(return_value=mock.Mock(free=0))
+    monkeypatch.setattr(shutil, "disk_usage", full)
     assert ballast.drop()
     assert not (tmp_path / "ballast").exists()

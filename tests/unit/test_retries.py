@@ -79,6 +79,9 @@ def test_memory_is_tried_once_more() -> None:
     assert waiting is not None
     assert (waiting.reason, waiting.until) == ("memory", NOW)
     assert next_try(ErrorInfo.of(error), Tried(halvings=1), 0) is None
+    after = next_try(ErrorInfo.of(error), Tried(trained=True), 0)
+    assert after is not None
+    assert after.reason == "worker", "a smaller batch would train anew, and help nothing"
     error.retryable = False
     assert next_try(ErrorInfo.of(error), Tried(), 0) is None, "a batch of one"
 

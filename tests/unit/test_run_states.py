@@ -37,6 +37,7 @@ from ollama_trainer.settings import Settings
 T = TypeVar("T")
 IDS = st.sampled_from(["r1", "r2"])
 ERROR = ErrorInfo(code="training_failed", cause="it broke")
+CANCELLED = ErrorInfo.of(Cancelled("cancelled"))
 LEGAL = {
     (None, "pending"), ("pending", "running"), ("pending", "failed"),
     ("running", "completed"), ("running", "failed"),
@@ -99,9 +100,13 @@ class Runs(RuleBasedStateMachine):
             return False
         return (one.seq, one.attempt) == (run.seq, run.attempt)
 
-    def on_behalf(self, run: Run, work: Coroutine[Any, Any, None]) -> bool:
-        """Does what only the newest attempt may; returns whether it was one."""
-        if self.current(run):
+    def on_behalf(self, run: Run, work: Coroutine[Any, Any, None], *, ends: bool = False) -> bool:
+        """Does what only the newest attempt may; returns whether it was one.
+
+        Args:
+            ends: it would be another end, or a pause, than that of a cancellation.
+        """
+        if self.current(run) and not (ends and self.model[run.run_id].cancelling):
             self.do(work)
             return True
         with pytest.raises(StaleAttempt):
@@ -188,7 +193,7 @@ class Runs(RuleBasedStateMachine):
     @rule(run=handles, reason=st.sampled_from(["ollama", "worker", "disk", "memory"]))
     def wait(self, run: Run | None, reason: Any) -> None:
         if run is not None and self.on_behalf(
-            run, self.store.wait(run, waiting(reason), halvings=0)
+            run, self.store.wait(run, waiting(reason), halvings=0), ends=True
         ):
             self.model[run.run_id].n_events += 1
 
@@ -197,16 +202,18 @@ class Runs(RuleBasedStateMachine):
         if run is None:
             return
         work = self.store.complete(run, RunResult(status="completed", output_model_ref=ref))
-        if not ref and self.current(run):
+        if not ref and self.current(run) and not self.model[run.run_id].cancelling:
             with pytest.raises(sqlite3.IntegrityError):
                 self.do(work)
-        elif self.on_behalf(run, work):
+        elif self.on_behalf(run, work, ends=True):
             self.model[run.run_id].n_events += 1
             self.move(run.run_id, "completed")
 
-    @rule(run=handles)
-    def fail(self, run: Run | None) -> None:
-        if run is not None and self.on_behalf(run, self.store.fail(run, ERROR)):
+    @rule(run=handles, error=st.sampled_from([ERROR, CANCELLED]))
+    def fail(self, run: Run | None, error: ErrorInfo) -> None:
+        if run is not None and self.on_behalf(
+            run, self.store.fail(run, error), ends=error is not CANCELLED
+        ):
             self.model[run.run_id].n_events += 1
             self.move(run.run_id, "failed")
 
