@@ -153,7 +153,7 @@ def go_through(
         status = keeper.end(run_id)
         told = None
         while told is None:
-            told = keeper.call(f"/runs/{run_id}/events?limit=10000")
+            told = keeper.call(f"/runs/{run_id}/events?limit=2000")
     directory = data_dir / "runs" / run_id
     assert sha256(directory / "dataset.jsonl") == hashlib.sha256(film.rows().encode()).hexdigest()
     leftovers = list(directory.rglob("*.partial"))

@@ -17,7 +17,7 @@ from ollama_trainer.testing.fake_ollama import FakeOllama
 from .conftest import Recovered, go_through
 
 WHO = ("worker", "server", "both")
-#: Killed runs of a series: of the one that every change must pass, and of the long ones.
+#: Killed runs of a series: of the short ones (a real training takes a minute), and of the long one.
 FEW, MANY = 12, 27
 
 
@@ -110,4 +110,4 @@ def test_a_real_training_survives_a_kill_at_every_stage(
     tmp_path: Path, recorded: Path, ollama: FakeOllama
 ) -> None:
     """The same with Unsloth: the adapter of a killed training is that of an untouched one."""
-    series(tmp_path, recorded, ollama, MANY, at_once=1)
+    series(tmp_path, recorded, ollama, FEW, at_once=1)

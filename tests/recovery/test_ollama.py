@@ -60,7 +60,7 @@ def waits(keeper: Keeper, run: str) -> dict[str, Any]:
 
 
 def events(keeper: Keeper, run: str) -> list[dict[str, Any]]:
-    told = keeper.call(f"/runs/{run}/events?limit=10000")
+    told = keeper.call(f"/runs/{run}/events?limit=2000")
     assert told is not None
     found: list[dict[str, Any]] = told["events"]
     return found
