@@ -7,7 +7,6 @@ nothing else of the server's; its result is its last word. SIGTERM asks it to ti
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import threading
@@ -108,7 +107,6 @@ def start_heartbeat(directory: RunDirectory) -> None:
         while True:
             try:
                 directory.heartbeat.touch()
-                os.utime(directory.heartbeat)
             except OSError:
                 log.warning("a heartbeat could not be given")
             pause.wait(_HEARTBEAT_S)

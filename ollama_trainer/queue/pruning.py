@@ -54,7 +54,7 @@ class Pruner:
         for number, row in enumerate(await self._database.search("unpruned", job_id=job_id)):
             run = Run.of(row)
             async with self.lock:
-                if not self._is_idle(run):
+                if not self._publications.is_idle(run):
                     continue
                 directory = self._data.run(run.run_id)
                 await asyncio.to_thread(_tidy, directory, failed=run.state is RunState.FAILED)
@@ -65,9 +65,6 @@ class Pruner:
         """Whether its model was published last of its job."""
         last = await self._database.search("published_last", job_id=run.job_id)
         return run.run_id in [row["run_id"] for row in last]
-
-    def _is_idle(self, run: Run) -> bool:
-        return all(publication.state.terminal for publication in self._publications.of(run))
 
     async def _prune(self, run: Run, directory: RunDirectory) -> None:
         published = [p.publisher for p in self._publications.of(run) if p.output_model_ref]
@@ -80,13 +77,6 @@ class Pruner:
 
     def _mark(self, connection: sqlite3.Connection, seq: int) -> None:
         connection.execute(self._database.sql["pruned_insert"], {"seq": seq, "now": now()})
-
-
-def is_deletable(run: Run, publications: PublicationStore) -> bool:
-    """Whether nobody works on a run or will."""
-    return run.state in (RunState.COMPLETED, RunState.FAILED) and all(
-        publication.state.terminal for publication in publications.of(run)
-    )
 
 
 def remove_all(directory: RunDirectory) -> None:

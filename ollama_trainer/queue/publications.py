@@ -22,6 +22,10 @@ class PublicationStore:
         """All of a run, the first one first."""
         return [Publication.of(row) for row in self._database.rows("publications", seq=run.seq)]
 
+    def is_idle(self, run: Run) -> bool:
+        """Whether none of a run is unfinished."""
+        return all(publication.state.terminal for publication in self.of(run))
+
     def next(self) -> tuple[Publication, str] | None:
         """The unfinished one that was asked for first, with its run's id."""
         row = self._database.row("publication_next")

@@ -24,7 +24,7 @@ from ollama_trainer.errors import (
 from ollama_trainer.executors import Executor
 from ollama_trainer.queue.database import Ballast, Database
 from ollama_trainer.queue.lock import DirectoryLock
-from ollama_trainer.queue.pruning import Pruner, is_deletable, remove_all
+from ollama_trainer.queue.pruning import Pruner, remove_all
 from ollama_trainer.queue.publications import PublicationStore
 from ollama_trainer.queue.retries import Tried, given_up, next_try
 from ollama_trainer.queue.rows import Publication, Run, Submission
@@ -163,9 +163,9 @@ class RunQueue:
         Raises:
             NotNow: somebody works on it, or will.
         """
-        if not is_deletable(run, self.publications):
-            raise NotNow("the run is not finished", "Cancel it, or wait for its end.")
         async with self._pruner.lock:
+            if not (run.state.terminal and self.publications.is_idle(run)):
+                raise NotNow("the run is not finished", "Cancel it, or wait for its end.")
             await asyncio.to_thread(remove_all, self._data.run(run.run_id))
             await self.store.delete(run.run_id)
 

@@ -51,16 +51,21 @@ async def train(request: web.Request) -> web.Response:
 
 async def status(request: web.Request) -> web.Response:
     """The state of one run."""
-    run_id = request.match_info["run_id"]
-    store = request.app[QUEUE].store
-    run = store.get(run_id) if run_id.isascii() else None
+    run = known_run(request)
     if run is None:
+        run_id = request.match_info["run_id"]
         reply = wire.error_of(UnknownRun())
         if request.app[SETTINGS].unknown_run == "not_found":
             return wire.json_reply(reply, status=404)
         failed = {"run_id": wire.storable(run_id), "status": RunState.FAILED.value}
         return wire.json_reply(failed | reply)
     return wire.json_reply(wire.status_reply(run, position_of(request, run)))
+
+
+def known_run(request: web.Request) -> Run | None:
+    """The run that the path names; None when nobody submitted it."""
+    run_id = request.match_info["run_id"]
+    return request.app[QUEUE].store.get(run_id) if run_id.isascii() else None
 
 
 def position_of(request: web.Request, run: Run) -> int | None:

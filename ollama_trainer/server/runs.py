@@ -13,7 +13,7 @@ from aiohttp import web
 from ollama_trainer.queue.rows import Run
 from ollama_trainer.queue.tail import last_lines
 from ollama_trainer.server import wire
-from ollama_trainer.server.routes import QUEUE, UnknownRun, paths, position_of
+from ollama_trainer.server.routes import QUEUE, UnknownRun, known_run, paths, position_of
 from ollama_trainer.workspace import RunDirectory
 
 #: Set when the server stops: streams end then.
@@ -161,8 +161,7 @@ def _run(request: web.Request) -> Run:
     """Raises:
     UnknownRun: there is none.
     """
-    run_id = request.match_info["run_id"]
-    run = request.app[QUEUE].store.get(run_id) if run_id.isascii() else None
+    run = known_run(request)
     if run is None:
         raise UnknownRun
     return run

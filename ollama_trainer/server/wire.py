@@ -148,7 +148,7 @@ def status_reply(run: Run, queue_position: int | None = None) -> dict[str, Any]:
             name: result[name] for name in ("gguf", "modelfile", "seconds", "metrics")
         }
         reply["fidelity"] = result["fidelity"]
-    return {name: value for name, value in reply.items() if value is not None}
+    return _present(reply)
 
 
 def run_summary(run: Run) -> dict[str, Any]:
@@ -173,17 +173,12 @@ def run_summary(run: Run) -> dict[str, Any]:
         }
     if run.cancel_requested_at is not None and not run.state.terminal:
         reply["cancelling"] = True
-    if run.error is not None:
-        reply |= error_reply(str(run.error), run.error.code)
-    return reply
+    return reply | _stored_error(run.error_json)
 
 
 def run_list(runs: Sequence[Run], limit: int) -> dict[str, Any]:
     """A page of runs; `next` is the cursor of the one after it."""
-    summaries = [
-        {name: value for name, value in run_summary(run).items() if value is not None}
-        for run in runs
-    ]
+    summaries = [_present(run_summary(run)) for run in runs]
     return {"runs": summaries, "next": str(runs[-1].seq) if len(runs) == limit else None}
 
 
@@ -209,7 +204,7 @@ def run_detail(
         "publications": [publication_reply(publication) for publication in publications],
         "files": dict(files),
     }
-    return {name: value for name, value in reply.items() if value is not None}
+    return _present(reply)
 
 
 def publication_reply(publication: Publication) -> dict[str, Any]:
@@ -222,7 +217,7 @@ def publication_reply(publication: Publication) -> dict[str, Any]:
         "finished_at": publication.finished_at,
         **_stored_error(publication.error_json),
     }
-    return {name: value for name, value in reply.items() if value is not None}
+    return _present(reply)
 
 
 def event_reply(event: StoredEvent) -> dict[str, Any]:
@@ -235,7 +230,7 @@ def event_reply(event: StoredEvent) -> dict[str, Any]:
         "progress": _read(event.progress_json),
         "data": _read(event.data_json) or None,
     }
-    return {name: value for name, value in reply.items() if value is not None}
+    return _present(reply)
 
 
 def server_sent(event: StoredEvent) -> bytes:
@@ -256,7 +251,7 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
         "outcome": attempt.outcome,
         **_stored_error(attempt.error_json),
     }
-    return {name: value for name, value in reply.items() if value is not None}
+    return _present(reply)
 
 
 def _stored_error(error_json: str | None) -> dict[str, Any]:
@@ -264,6 +259,11 @@ def _stored_error(error_json: str | None) -> dict[str, Any]:
         return {}
     error = ErrorInfo.model_validate_json(error_json)
     return error_reply(str(error), error.code)
+
+
+def _present(reply: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what is absent."""
+    return {name: value for name, value in reply.items() if value is not None}
 
 
 def _read(text: str | None) -> Any:
