@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -35,9 +36,10 @@ class SmallDisk:
     def fill(self, leave: int = 0) -> None:
         """Takes all room but so many bytes."""
         with self._filler.open("ab") as filler:
-            missing = self.free - leave
-            if missing > 0:
-                os.posix_fallocate(filler.fileno(), filler.tell(), missing)
+            while (missing := self.free - leave) > 0:
+                # A server at work may take room between the two calls: then ask again.
+                with contextlib.suppress(OSError):
+                    os.posix_fallocate(filler.fileno(), os.fstat(filler.fileno()).st_size, missing)
 
     def empty(self) -> None:
         self._filler.unlink(missing_ok=True)
