@@ -12,12 +12,16 @@ import uuid
 from collections.abc import Callable
 
 N_HARMLESS = 2000
-WORDS = (
-    "garden river window basket planet silver yellow market kitchen letter number engine summer"
-    " winter bottle button carpet doctor forest guitar hammer island jacket ladder mirror needle"
-    " orange pencil rabbit saddle tunnel violin wallet zipper bridge castle desert finger helmet"
-).split()
-NAMES = "Anna Bernd Chloe Diego Elif Farid Greta Hugo Ines Jonas Kaito Lena Marco Nadia".split()
+WORDS_TEXT = """\
+garden river window basket planet silver yellow market kitchen letter number engine summer
+winter bottle button carpet doctor forest guitar hammer island jacket ladder mirror needle
+orange pencil rabbit saddle tunnel violin wallet zipper bridge castle desert finger helmet
+"""
+WORDS = WORDS_TEXT.split()
+NAMES_TEXT = """\
+Anna Bernd Chloe Diego Elif Farid Greta Hugo Ines Jonas Kaito Lena Marco Nadia
+"""
+NAMES = NAMES_TEXT.split()
 ALNUM = string.ascii_letters + string.digits
 
 PROSE = """\
@@ -295,7 +299,9 @@ def _fillers(rng: random.Random) -> dict[str, Callable[[], str]]:
         "phone": lambda: f"+{rng.randint(1, 99)} {number(3)} {number(4)}{number(3)}",
         "order": lambda: f"{number(3)}-{number(7)}-{number(7)}",
         "parcel": lambda: f"JJD{number(15)}",
-        "iban": lambda: f"DE{number(2)} {number(4)} {number(4)} {number(4)} {number(4)} {number(2)}",
+        "iban": lambda: (
+            f"DE{number(2)} {number(4)} {number(4)} {number(4)} {number(4)} {number(2)}"
+        ),
     }
     for digits in (1, 2, 3, 4, 10):
         found[f"n{digits}"] = lambda digits=digits: number(digits)  # type: ignore[misc]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import string
 import sys
 import time
@@ -81,13 +82,17 @@ def _token_families(m: Maker) -> dict[str, Callable[[], str]]:
         "github-fine": lambda: "github" + "_pat_" + m.run(ALNUM, 22) + "_" + m.run(ALNUM, 59),
         "gitlab": lambda: "gl" + "pat-" + m.run(URLSAFE, 20),
         "slack": lambda: (
-            "xo" + m.pick("xb", "xp") + f"-{m.run(digits, 12)}-{m.run(digits, 12)}-{m.run(ALNUM, 24)}"
+            "xo"
+            + m.pick("xb", "xp")
+            + f"-{m.run(digits, 12)}-{m.run(digits, 12)}-{m.run(ALNUM, 24)}"
         ),
         "slack-hook": lambda: (
             "https://hooks.slack"
             + f".com/services/T{m.run(upper32, 8)}/B{m.run(upper32, 8)}/{m.run(ALNUM, 24)}"
         ),
-        "stripe": lambda: m.pick("sk", "rk") + "_" + m.pick("live", "test") + "_" + m.run(ALNUM, 24),
+        "stripe": lambda: (
+            m.pick("sk", "rk") + "_" + m.pick("live", "test") + "_" + m.run(ALNUM, 24)
+        ),
         "openai": lambda: m.pick(
             "s" + "k-" + m.run(ALNUM, 20) + "T3Blbk" + "FJ" + m.run(ALNUM, 20),
             "s" + "k-proj-" + m.run(URLSAFE, 74) + "T3Blbk" + "FJ" + m.run(URLSAFE, 74),
@@ -104,10 +109,22 @@ def _token_families(m: Maker) -> dict[str, Callable[[], str]]:
         "twilio": lambda: "S" + "K" + m.run(HEX, 32),
         "telegram": lambda: m.run("123456789", 10) + ":" + "AA" + m.run(URLSAFE, 33),
         "discord": lambda: (
-            m.pick("M", "N", "O") + m.run(ALNUM, 23) + "." + m.run(URLSAFE, 6) + "." + m.run(URLSAFE, 38)
+            m.pick("M", "N", "O")
+            + m.run(ALNUM, 23)
+            + "."
+            + m.run(URLSAFE, 6)
+            + "."
+            + m.run(URLSAFE, 38)
         ),
         "jwt": lambda: (
-            "ey" + "J" + m.run(ALNUM, 33) + ".ey" + "J" + m.run(URLSAFE, 40, 120) + "." + m.run(URLSAFE, 43)
+            "ey"
+            + "J"
+            + m.run(ALNUM, 33)
+            + ".ey"
+            + "J"
+            + m.run(URLSAFE, 40, 120)
+            + "."
+            + m.run(URLSAFE, 43)
         ),
     }
 
@@ -136,7 +153,9 @@ def _in_any_text(m: Maker, token: str) -> str:
 
 def _under_key(m: Maker, key: str, value: str) -> tuple[str, str]:
     """A line with the value under a field name, and how the value is spelled in it."""
-    flat = json.dumps({"user": "anna", key: value, "n": 2}, separators=(",", ":"), ensure_ascii=False)
+    flat = json.dumps(
+        {"user": "anna", key: value, "n": 2}, separators=(",", ":"), ensure_ascii=False
+    )
     once = json.dumps({"input": flat}, separators=(",", ":"), ensure_ascii=False)
     twice = json.dumps({"data": once}, separators=(",", ":"), ensure_ascii=False)
     bare = value.replace("#", "x").replace("&", "y").replace("%", "z")
@@ -173,7 +192,9 @@ def _fields(m: Maker) -> dict[str, Callable[[], tuple[str, str]]]:
 
     return {
         "aws-secret": key("aws_secret_access_key secretAccessKey AWS_SECRET_ACCESS_KEY", aws),
-        "api-key": key("apiKey api_key api-key x-api-key openaiApiKey APIKEY braveSearchApiKey", long),
+        "api-key": key(
+            "apiKey api_key api-key x-api-key openaiApiKey APIKEY braveSearchApiKey", long
+        ),
         "token-field": key("accessToken refresh_token auth-token botToken token id_token", long),
         "client-secret": key("clientSecret client_secret secret tokenSecret app-secret", long),
         "private-key-field": key("privateKey encryption_key masterKey vaultKey signing-key", long),
@@ -236,7 +257,9 @@ def _header(m: Maker, scheme: str, token: str) -> tuple[str, str]:
 
 def _azure(m: Maker) -> tuple[str, str]:
     key = m.run(BASE64, 86) + "=="
-    text = f"DefaultEndpointsProtocol=https;AccountName=shop{m.run(string.digits, 3)};AccountKey={key}"
+    text = (
+        f"DefaultEndpointsProtocol=https;AccountName=shop{m.run(string.digits, 3)};AccountKey={key}"
+    )
     text += ";EndpointSuffix=core.windows.net"
     return m.pick(text, json.dumps({"conn": text}), f"AZURE_STORAGE={text}"), key
 
@@ -327,7 +350,7 @@ def planted(seed: int = 1) -> list[Planted]:
     for family, make in _token_families(m).items():
         makers[family] = lambda make=make: _with_line(m, make())  # type: ignore[misc]
     makers |= _fields(m) | _structured(m)
-    found = []
+    found: list[Planted] = []
     while len(found) < N_SECRETS:
         for family, build in makers.items():
             line, secret = build()
@@ -336,11 +359,15 @@ def planted(seed: int = 1) -> list[Planted]:
 
 
 def _with_line(m: Maker, token: str) -> tuple[str, str]:
-    return _in_any_text(m, token), token
+    line = _in_any_text(m, token)
+    # Of a webhook only the path is secret.
+    return line, token.removeprefix("https://hooks.slack" + ".com/services/")
 
 
 def is_hidden(item: Planted, redacted: str) -> bool:
     """Whether no run of six characters of the secret is left in the line."""
+    # The placeholder may name the provider, as the token does.
+    redacted = re.sub(r"\[REDACTED:[\w-]+\]", "", redacted)
     size = min(LEFT_OVER, len(item.secret))
     runs = (item.secret[i : i + size] for i in range(len(item.secret) - size + 1))
     return not any(run in redacted for run in runs)
