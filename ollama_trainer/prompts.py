@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ollama_trainer.errors import BaseModelError
 from ollama_trainer.gguf.file import GgufFile
 from ollama_trainer.llama import ends_generation
-from ollama_trainer.records import Example, TokenizedExample
+from ollama_trainer.records import Example, Message, TokenizedExample
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from jinja2.parser import Parser
     from llama_cpp import Llama
 
-Message = Mapping[str, Any]
 _PROBE = "An answer."
+
+
+class TemplateRefusal(BaseModelError):
+    """The base's chat template cannot say a conversation, though it can say others."""
 
 
 class ChatTemplate:
@@ -53,23 +56,34 @@ class ChatTemplate:
         }
         self._template = _compile(self.source, gguf.path.name)
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Message] = (),
+    ) -> str:
         """The text that the model sees for `messages`.
 
+        Args:
+            messages: a conversation of the chat API.
+            add_generation_prompt: whether it ends with the beginning of an answer.
+            tools: functions that may be called, as the chat API has them.
+
         Raises:
-            BaseModelError: the template refuses the conversation.
+            TemplateRefusal: the template refuses the conversation.
         """
         try:
             return self._template.render(
                 messages=list(messages),
                 add_generation_prompt=add_generation_prompt,
-                tools=None,
+                tools=list(tools) or None,
                 documents=None,
                 **self._special,
             )
         except Exception as error:
             # A template is a program of somebody else's: it may raise anything.
-            raise BaseModelError(
+            raise TemplateRefusal(
                 f"The base's chat template refuses the conversation: {error}",
                 "Choose another base, or leave out what it refuses.",
             ) from error
@@ -219,14 +233,48 @@ class PromptFormat:
         message = {"role": "user", "content": text}
         return self.template.render([message], add_generation_prompt=True)
 
+    def prompt_of(self, example: Example) -> str:
+        """The rendered conversation before an answer.
+
+        Raises:
+            TemplateRefusal: the template refuses it.
+        """
+        return self.template.render(
+            example.context, add_generation_prompt=True, tools=example.tools
+        )
+
     def tokenize(self, example: Example) -> TokenizedExample:
-        """Ids of prompt, answer and end of turn; the mask is 1 from the answer's first token on."""
-        prompt = self.prompt(example.prompt)
+        """Ids of prompt, answer and end of turn; the mask is 1 from the answer's first token on.
+
+        Raises:
+            TemplateRefusal: the template refuses the conversation, or has no words for a call of a
+                tool.
+        """
+        prompt = self.prompt_of(example)
         prompt_ids = self.tokenizer.prompt_ids(prompt)
-        answer_ids = self._answer_ids(prompt, prompt_ids, example.completion)
+        if "tool_calls" in example.answer:
+            answer_ids = self._call_ids(prompt, example)
+        else:
+            answer_ids = self._answer_ids(prompt, prompt_ids, example.completion)
         ids = (*prompt_ids, *answer_ids, self.end_of_turn)
         mask = (0,) * len(prompt_ids) + (1,) * (len(answer_ids) + 1)
         return TokenizedExample(ids=ids, mask=mask)
+
+    def _call_ids(self, prompt: str, example: Example) -> list[int]:
+        """Ids of an answer that calls tools, as the template writes it, without its end of turn."""
+        text = self.template.render(
+            (*example.context, example.answer), add_generation_prompt=False, tools=example.tools
+        )
+        answer = text.removeprefix(prompt)
+        ids = self.tokenizer.ids(answer, special=True, begin=False)
+        names = [call["function"]["name"] for call in example.answer["tool_calls"]]
+        if (
+            not text.startswith(prompt)
+            or self.end_of_turn not in ids
+            or not all(name in answer for name in names)
+        ):
+            raise TemplateRefusal("The base's chat template has no words for a call of a tool")
+        return ids[: ids.index(self.end_of_turn)]
 
     def _answer_ids(self, prompt: str, prompt_ids: list[int], answer: str) -> list[int]:
         """Ids of the answer in its place.

@@ -2,8 +2,8 @@
 
 A field of `Settings` is a setting's name, type, bounds, default and description; the environment
 variable, the TOML key and the command line flag all come from it. The fields of
-`records.TrainingOptions` and `records.FidelityOptions` are inherited. Sources, first wins: flags,
-environment (`OLLAMA_TRAINER_*`), TOML file, default.
+`records.TrainingOptions`, `DatasetOptions` and `FidelityOptions` are inherited. Sources, first
+wins: flags, environment (`OLLAMA_TRAINER_*`), TOML file, default.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ollama_trainer.errors import InvalidRequest
 from ollama_trainer.names import check_prefix
-from ollama_trainer.records import FidelityOptions, TrainingOptions
+from ollama_trainer.records import DatasetOptions, FidelityOptions, TrainingOptions
 
 ENV_PREFIX = "OLLAMA_TRAINER_"
 #: Names the TOML file; the flag `--config` goes before it.
@@ -35,7 +35,7 @@ def _default_data_dir() -> Path:
     return platformdirs.user_data_path(_APP, appauthor=False)
 
 
-class Settings(BaseSettings, TrainingOptions, FidelityOptions):
+class Settings(BaseSettings, TrainingOptions, DatasetOptions, FidelityOptions):
     """What this installation does where a run does not say otherwise."""
 
     model_config = SettingsConfigDict(
@@ -126,6 +126,10 @@ class Settings(BaseSettings, TrainingOptions, FidelityOptions):
         return TrainingOptions(
             **{name: getattr(self, name) for name in TrainingOptions.model_fields}
         )
+
+    @property
+    def dataset(self) -> DatasetOptions:
+        return DatasetOptions(**{name: getattr(self, name) for name in DatasetOptions.model_fields})
 
     @property
     def fidelity(self) -> FidelityOptions:

@@ -119,6 +119,11 @@ class RunDirectory:
         return self.path / "events.jsonl"
 
     @property
+    def dataset_report(self) -> Path:
+        """What became of its rows, as JSON (records.DatasetReport)."""
+        return self.path / "dataset.json"
+
+    @property
     def log(self) -> Path:
         """Everything that the worker printed."""
         return self.path / "worker.log"

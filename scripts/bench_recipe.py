@@ -42,7 +42,7 @@ def _measure(data: DataSet, console: Console) -> Figures:
     with open_prompt_format(read_gguf(base)) as form:
         prompts = [form.tokenizer.prompt_ids(form.prompt(asked.prompt)) for asked in data.held_out]
         ideal = [
-            len(form.tokenize(Example(prompt="", completion=asked.completion, line=1)).ids)
+            len(form.tokenize(Example.of(prompt="", completion=asked.completion, line=1)).ids)
             for asked in data.held_out
         ]
     with open_tokenizer(read_gguf(run.gguf)) as tokenizer:

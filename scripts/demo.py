@@ -140,7 +140,7 @@ def read_questions(base: Path) -> list[Question]:
                 expected=row["expected"],
                 prompt_ids=tuple(form.tokenizer.prompt_ids(form.prompt(row["question"]))),
                 example=form.tokenize(
-                    Example(prompt=row["question"], completion=row["answer"], line=number)
+                    Example.of(prompt=row["question"], completion=row["answer"], line=number)
                 ),
             )
             for number, row in enumerate(rows, start=1)

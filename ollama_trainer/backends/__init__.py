@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from ollama_trainer.errors import BackendUnavailable
-from ollama_trainer.records import Adapter, BaseGguf, Progress, ReplayText, TokenizedExample
+from ollama_trainer.records import Adapter, BaseGguf, Method, Progress, ReplayText, TokenizedExample
 
 #: Names that `backend` may have, each a module of this package.
 BACKENDS = ("unsloth",)
+#: How they can train.
+METHODS: tuple[Method, ...] = ("sft",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

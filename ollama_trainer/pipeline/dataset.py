@@ -1,17 +1,34 @@
-"""Snapshot of the data set -> tokenised examples."""
+"""Snapshot of the data set -> tokenised examples, and what a person is told of it."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from ollama_trainer.errors import DatasetError
-from ollama_trainer.formats import read_dataset
-from ollama_trainer.gguf.file import GgufFile
+from ollama_trainer.backends import METHODS
+from ollama_trainer.bases import resolve_base
+from ollama_trainer.compiler import Compiled, compile_dataset, is_plain, nothing_left
+from ollama_trainer.errors import DatasetError, TrainerError
+from ollama_trainer.gguf.file import GgufFile, read_gguf
 from ollama_trainer.pipeline.held_out import split
-from ollama_trainer.prompts import Tokenizer, open_prompt_format
-from ollama_trainer.records import TokenizedExample
+from ollama_trainer.pipeline.plan import most_examples
+from ollama_trainer.pipeline.report import Seen, report_of
+from ollama_trainer.prompts import PromptFormat, TemplateRefusal, Tokenizer, open_prompt_format
+from ollama_trainer.records import (
+    DatasetOptions,
+    DatasetReport,
+    Example,
+    TokenizedExample,
+    TrainingOptions,
+)
+
+#: Examples whose tokens are counted where nothing is trained; more are estimated from them.
+_ENOUGH = 512
+#: What tokens outside of the texts may take beyond what the template writes.
+_MARGIN_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,58 +45,140 @@ class PreparedData:
     question: str
     #: Text of the token that ends an answer.
     stop: str
-    rows_read: int
-    #: Reason -> line numbers.
-    dropped: dict[str, tuple[int, ...]]
+    report: DatasetReport
 
 
-def prepare(path: Path, base: GgufFile, max_length: int, seed: int = 1) -> PreparedData:
+def prepare(
+    path: Path, base: GgufFile, training: TrainingOptions, options: DatasetOptions | None = None
+) -> PreparedData:
     """Reads and tokenises a data set, and sets apart what the run is judged on.
 
     Args:
         path: the snapshot.
         base: whose template and tokenizer are used.
-        max_length: examples of more tokens are dropped, never cut.
-        seed: of the choice of held-out rows.
+        training: examples of more than its max_length tokens are dropped, never cut; its seed is
+            that of the choice of held-out rows.
+        options: what is made of the rows.
 
     Raises:
-        DatasetError: nothing in it can be used.
+        DatasetError: nothing in it can be used, or it must not be.
         BaseModelError: the base has no usable chat template.
     """
-    dataset = read_dataset(path)
-    with open_prompt_format(base) as form:
-        ids = {example.line: form.tokenize(example) for example in dataset.examples}
-        short = [e for e in dataset.examples if len(ids[e.line].ids) <= max_length]
-        if not short:
-            raise DatasetError(
-                f"Every example is longer than {max_length} tokens", "Set a larger max_length."
-            )
-        parts = split(short, seed)
-        kept = tuple(ids[example.line] for example in parts.kept)
-        rephrased = (form.tokenize(example) for example in parts.rephrased)
-        held_out = kept + tuple(e for e in rephrased if len(e.ids) <= max_length)
+    options = options or DatasetOptions()
+    with (
+        compile_dataset(path, options, METHODS) as compiled,
+        open_prompt_format(base) as form,
+    ):
+        seen = tokenize(compiled, form, training)
+        parts = split([one.example for one in seen], training.seed, [one.group for one in seen])
+        ids = [one.ids for one in seen if one.ids is not None]
+        kept = tuple(ids[index] for index in parts.kept)
+        limit = training.max_length
+        rephrased = _tokenized(parts.rephrased, form, limit)
+        held_out = kept + rephrased
         if not held_out:
             raise DatasetError(
                 "No row can be asked in other words within max_length, so nothing could be judged",
-                f"Set a max_length above {max_length}.",
+                f"Set a max_length above {limit}.",
             )
-        probe = probe_text(form.tokenizer, max_length)
-        stop = form.tokenizer.text([form.end_of_turn])
-    dropped = dict(dataset.dropped)
-    if len(short) < len(ids):
-        dropped[f"longer than {max_length} tokens"] = tuple(
-            line for line, example in ids.items() if len(example.ids) > max_length
+        return PreparedData(
+            examples=tuple(ids[index] for index in parts.train),
+            held_out=held_out,
+            n_kept=len(kept),
+            probe=probe_text(form.tokenizer, limit),
+            question=seen[0].example.prompt,
+            stop=form.tokenizer.text([form.end_of_turn]),
+            report=report_of(compiled, training, form, seen, len(kept)),
         )
-    return PreparedData(
-        examples=tuple(ids[example.line] for example in parts.train),
-        held_out=held_out,
-        n_kept=len(kept),
-        probe=probe,
-        question=short[0].prompt,
-        stop=stop,
-        rows_read=dataset.rows_read,
-        dropped=dropped,
-    )
+
+
+def inspect(
+    path: Path, base: str, training: TrainingOptions, options: DatasetOptions
+) -> DatasetReport:
+    """What a run would make of a data set, without the run.
+
+    Args:
+        path: the file.
+        base: the base's name; where it is not to be had, tokens and templates are left out, and the
+            report says so.
+        training: as of `prepare`.
+        options: what is made of the rows.
+
+    Raises:
+        DatasetError: nothing in it can be used, or it must not be.
+    """
+    with compile_dataset(path, options) as compiled, contextlib.ExitStack() as stack:
+        try:
+            gguf = read_gguf(resolve_base(base).gguf)
+            form = stack.enter_context(open_prompt_format(gguf))
+        except (TrainerError, ImportError) as error:
+            report = report_of(compiled, training, None, (), 0)
+            missing = f"tokens are not counted, and samples are shown without a template: {error}"
+            return report.model_copy(update={"warnings": (missing, *report.warnings)})
+        training = within_context(training, gguf)
+        seen = tokenize(compiled, form, training, _ENOUGH)
+        learned = [one for one in seen if one.example.good]
+        parts = split(
+            [one.example for one in learned], training.seed, [one.group for one in learned]
+        )
+        return report_of(compiled, training, form, seen, len(parts.kept))
+
+
+def within_context(training: TrainingOptions, base: GgufFile) -> TrainingOptions:
+    """The same options with a max_length that the base can read."""
+    longest = int(base.hyperparameter("context_length", training.max_length))
+    return training.model_copy(update={"max_length": min(training.max_length, longest)})
+
+
+def tokenize(
+    compiled: Compiled, form: PromptFormat, training: TrainingOptions, enough: int | None = None
+) -> list[Seen]:
+    """The examples that a training may see, with their tokens; what does not fit is dropped.
+
+    Args:
+        enough: so many are counted, the others only where they might not fit; None: all.
+
+    Raises:
+        DatasetError: none fits.
+    """
+    limit = training.max_length
+    drawn = compiled.examples(most_examples(training), training.seed)
+    counted = set(range(0, len(drawn), max(1, len(drawn) // (enough or len(drawn) or 1))))
+    # No token is shorter than a byte.
+    surely = limit - len(form.prompt("").encode()) - _MARGIN_BYTES
+    seen: list[Seen] = []
+    for place, (number, group, example) in enumerate(drawn):
+        if place not in counted and is_plain(example) and _n_bytes(example) <= surely:
+            seen.append(Seen(example=example, group=group, ids=None))
+            continue
+        try:
+            ids = form.tokenize(example)
+        except TemplateRefusal as error:
+            compiled.drop(error.cause[:200], number)
+            continue
+        if len(ids.ids) > limit:
+            compiled.drop(f"longer than {limit} tokens", number)
+            continue
+        seen.append(Seen(example=example, group=group, ids=ids))
+    if not seen:
+        raise nothing_left(
+            compiled,
+            "Set a larger max_length where rows are too long, or choose another base where its "
+            "template refuses them.",
+        )
+    return seen
+
+
+def _n_bytes(example: Example) -> int:
+    return len(example.prompt.encode()) + len(example.completion.encode())
+
+
+def _tokenized(
+    examples: Sequence[Example], form: PromptFormat, limit: int
+) -> tuple[TokenizedExample, ...]:
+    """Those that fit."""
+    found = map(form.tokenize, examples)
+    return tuple(example for example in found if len(example.ids) <= limit)
 
 
 def probe_text(tokenizer: Tokenizer, max_length: int) -> tuple[TokenizedExample, ...]:

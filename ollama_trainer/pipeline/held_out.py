@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 
+from ollama_trainer.compiler.near import Groups
 from ollama_trainer.records import Example
 
 #: Examples that a run is judged on: enough for a loss, read within seconds.
-_SIZE = 16
+HELD_OUT = 16
 #: At most one row in so many is kept from training.
 _ONE_IN = 10
 #: Rows that must remain for each answer that a row is kept of.
@@ -26,56 +27,80 @@ _REMAIN = 2
 class Split:
     """Examples to train on, and examples to be judged on."""
 
-    train: tuple[Example, ...]
-    #: Rows that are kept from training.
-    kept: tuple[Example, ...]
-    #: Trained rows, asked in other words.
+    #: Indices of the examples to train on, and of those that are kept from training.
+    train: tuple[int, ...]
+    kept: tuple[int, ...]
+    #: Trained examples, asked in other words.
     rephrased: tuple[Example, ...]
 
 
-def split(examples: Sequence[Example], seed: int) -> Split:
+def split(examples: Sequence[Example], seed: int, near: Sequence[int] = ()) -> Split:
     """Divides examples; the same seed divides them in the same way.
 
     Args:
         examples: at least one.
         seed: of what is drawn by chance.
+        near: for each example the number of its group; those of one group have nearly the same
+            input and are never parted. Left out: each is its own.
     """
     chance = random.Random(seed)  # noqa: S311 - a choice, no secret
-    kept = _rows_to_keep(examples, chance)
-    train = tuple(example for example in examples if example.line not in kept)
-    judged = tuple(example for example in examples if example.line in kept)
+    kept = _to_keep(examples, _groups(examples, near or range(len(examples))), chance)
+    train = tuple(index for index in range(len(examples)) if index not in kept)
+    rows = [examples[index] for index in train]
     return Split(
-        train=train, kept=judged, rephrased=tuple(_in_other_words(train, _SIZE - len(kept), chance))
+        train=train,
+        kept=tuple(sorted(kept)),
+        rephrased=tuple(_in_other_words(rows, HELD_OUT - len(kept), chance)),
     )
 
 
-def _rows_to_keep(examples: Sequence[Example], chance: random.Random) -> set[int]:
-    """Lines of rows whose answer stands in enough others: one an answer."""
-    asked = Counter(example.prompt for example in examples)
-    rows = defaultdict(list)
-    for example in examples:
-        rows[example.completion].append(example)
-    enough = [same for same in rows.values() if len(same) > _REMAIN]
-    # A prompt that stands in another row, too, would be trained on all the same.
-    unseen = [[row.line for row in same if asked[row.prompt] == 1] for same in enough]
-    candidates = [chance.choice(lines) for lines in unseen if lines]
-    chance.shuffle(candidates)
-    return set(candidates[: min(_SIZE, len(examples) // _ONE_IN)])
+def _groups(examples: Sequence[Example], near: Sequence[int]) -> Collection[list[int]]:
+    """Indices of examples that belong together: near ones, those of one input or of one line."""
+    groups = Groups(len(examples))
+    first: dict[tuple[str, object], int] = {}
+    for index, (example, group) in enumerate(zip(examples, near, strict=True)):
+        for key in (("near", group), ("line", example.line), ("asked", example.prompt)):
+            groups.join(index, first.setdefault(key, index))
+    members = defaultdict(list)
+    for index in range(len(examples)):
+        members[groups.of(index)].append(index)
+    return members.values()
+
+
+def _to_keep(
+    examples: Sequence[Example], groups: Collection[list[int]], chance: random.Random
+) -> set[int]:
+    """Indices of groups whose one answer stands in enough rows outside: one group an answer."""
+    rows = Counter(example.completion for example in examples)
+    candidates = defaultdict(list)
+    for members in groups:
+        answers = {examples[member].completion for member in members}
+        answer = answers.pop()
+        if not answers and rows[answer] - len(members) >= _REMAIN:
+            candidates[answer].append(members)
+    chosen = [chance.choice(found) for found in candidates.values()]
+    chance.shuffle(chosen)
+    kept: set[int] = set()
+    for members in chosen:
+        if len(kept) + len(members) <= min(HELD_OUT, len(examples) // _ONE_IN):
+            kept.update(members)
+    return kept
 
 
 def _in_other_words(rows: Sequence[Example], n: int, chance: random.Random) -> Iterator[Example]:
     """`n` rephrased rows: of different rows first, in different ways; fewer where rows are few."""
-    order = chance.sample(range(len(rows)), len(rows))
+    asked = [row for row in rows if row.context[-1]["role"] == "user"]
+    order = chance.sample(range(len(asked)), len(asked))
     # Nor an empty prompt, which is what is left of a lone question mark.
     taken = {"", *(row.prompt for row in rows)}
-    for turn in range(len(rows) * len(_WAYS)):
-        before, number = divmod(turn, len(rows))
-        row, way = rows[order[number]], _WAYS[(number + before) % len(_WAYS)]
+    for turn in range(len(asked) * len(_WAYS)):
+        before, number = divmod(turn, len(asked))
+        row, way = asked[order[number]], _WAYS[(number + before) % len(_WAYS)]
         prompt = way(row.prompt)
         if n > 0 and prompt not in taken:
             taken.add(prompt)
             n -= 1
-            yield replace(row, prompt=prompt)
+            yield row.asked(prompt)
 
 
 def _bare(prompt: str) -> str:

@@ -12,6 +12,7 @@ from ollama_trainer.errors import BaseModelError
 from ollama_trainer.gguf.file import GgufFile
 from ollama_trainer.gguf.grids import MERGEABLE
 from ollama_trainer.gguf.tensors import architecture_of, tensor_names
+from ollama_trainer.pipeline.held_out import HELD_OUT
 from ollama_trainer.records import ReplayText, TokenizedExample, TrainingOptions
 from ollama_trainer.replay import in_batches
 
@@ -27,6 +28,9 @@ _LEARNING_RATES = (2e-3, 3e-4)
 #: The upper half of the layers is trained by default: it learns as much, a step takes less time,
 #: and half as many weights are rounded.
 _SHARE_OF_LAYERS = 0.5
+
+#: Of larger data sets so many examples are looked at, at least.
+_DRAWN = 4096
 
 #: Weight of the penalty beside the loss of the examples, on average over the steps.
 _REPLAY_WEIGHT = 2.5
@@ -50,10 +54,7 @@ def recipe_for(base: GgufFile, options: TrainingOptions, n_examples: int) -> Rec
     Raises:
         BaseModelError: the base's architecture or its tensors' types are not supported.
     """
-    batch_size = min(options.batch_size or _BATCH_SIZE, n_examples)
-    epochs_steps = math.ceil(_EPOCHS * n_examples / batch_size)
-    at_least = min(max(_STEPS[0], 4 * n_examples), _STEPS_FOR_FEW)
-    steps = options.steps or min(max(epochs_steps, at_least), _STEPS[1])
+    batch_size, steps = batches_for(options, n_examples)
     small, large = _LEARNING_RATES
     rate = small if base.hyperparameter("embedding_length", 0) < 1024 else large
     return Recipe(
@@ -69,6 +70,20 @@ def recipe_for(base: GgufFile, options: TrainingOptions, n_examples: int) -> Rec
         max_length=options.max_length,
         seed=options.seed,
     )
+
+
+def batches_for(options: TrainingOptions, n_examples: int) -> tuple[int, int]:
+    """Examples in a batch, and optimiser steps."""
+    batch_size = min(options.batch_size or _BATCH_SIZE, n_examples)
+    epochs_steps = math.ceil(_EPOCHS * n_examples / batch_size)
+    at_least = min(max(_STEPS[0], 4 * n_examples), _STEPS_FOR_FEW)
+    return batch_size, options.steps or min(max(epochs_steps, at_least), _STEPS[1])
+
+
+def most_examples(options: TrainingOptions) -> int:
+    """How many examples a training can see at most: of larger data sets so many are drawn."""
+    batch_size = options.batch_size or _BATCH_SIZE
+    return max(_DRAWN, batch_size * (options.steps or _STEPS[1]) + HELD_OUT)
 
 
 def with_smaller_batches(recipe: Recipe, halvings: int) -> Recipe:

@@ -22,7 +22,7 @@ from ollama_trainer.gguf.file import GgufFile, read_gguf
 from ollama_trainer.gguf.merge import MergeReport
 from ollama_trainer.manifests import key_of, read_manifest
 from ollama_trainer.modelfile import Modelfile
-from ollama_trainer.pipeline.dataset import PreparedData, prepare
+from ollama_trainer.pipeline.dataset import PreparedData, prepare, within_context
 from ollama_trainer.pipeline.export import check_quantization, export, modelfile_of, rungs
 from ollama_trainer.pipeline.plan import (
     check_trainable,
@@ -281,21 +281,29 @@ def _base(run: Run) -> tuple[BaseGguf, GgufFile]:
 def _dataset(run: Run, gguf: GgufFile) -> PreparedData:
     with run.stage(Stage.DATASET):
         _check_snapshot(run.directory)
-        limit = min(
-            run.spec.training.max_length,
-            int(gguf.hyperparameter("context_length", run.spec.training.max_length)),
+        data = prepare(
+            run.directory.dataset,
+            gguf,
+            within_context(run.spec.training, gguf),
+            run.spec.dataset,
         )
-        data = prepare(run.directory.dataset, gguf, limit, run.spec.training.seed)
+        report = data.report
+        write_text(run.directory.dataset_report, report.model_dump_json(indent=1))
         run.metrics |= {
-            "rows_read": data.rows_read,
-            "rows_used": len(data.examples) + data.n_kept,
+            "rows_read": report.rows_read,
+            "rows_used": report.rows_used,
             "rows_held_out": data.n_kept,
-            "dropped": {reason: len(lines) for reason, lines in data.dropped.items()},
+            "dropped": {reason: rows.count for reason, rows in report.dropped.items()},
+            "format": report.format,
+            "method": report.method,
+            "method_reason": report.method_reason,
+            "trained_with": report.trained_with,
         }
+        said = report.model_dump(mode="json", exclude={"samples"})
         run.note(
-            f"{len(data.examples) + data.n_kept} of {data.rows_read} rows are used,"
+            f"{report.rows_used} of {report.rows_read} rows are used,"
             f" {data.n_kept} of them to judge the result",
-            {"dropped": {reason: list(lines) for reason, lines in data.dropped.items()}},
+            said,
         )
     return data
 

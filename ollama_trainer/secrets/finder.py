@@ -7,6 +7,7 @@ Only where a trigger stands, the rules that it belongs to look closer, within bo
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import ahocorasick_rs
 
@@ -33,17 +34,20 @@ class SecretFinder:
             for trigger in rule.triggers:
                 looks.setdefault(trigger, []).append(rule.look)
         self._looks = [tuple(found) for found in looks.values()]
-        self._search = ahocorasick_rs.AhoCorasick(
-            list(looks),
-            matchkind=ahocorasick_rs.MatchKind.LeftmostLongest,
-            implementation=ahocorasick_rs.Implementation.DFA,
+        how: dict[str, Any] = {
+            "matchkind": ahocorasick_rs.MatchKind.LeftmostLongest,
+            "implementation": ahocorasick_rs.Implementation.DFA,
+        }
+        self._search_text = ahocorasick_rs.AhoCorasick(list(looks), **how).find_matches_as_indexes
+        self._search_ascii = ahocorasick_rs.BytesAhoCorasick(
+            [trigger.encode() for trigger in looks], **how
         ).find_matches_as_indexes
 
     def find(self, text: str) -> list[Secret]:
         """The secrets of a text, in order and without overlaps."""
         found: list[Secret] = []
         for piece in range(0, len(text), PIECE):
-            hits = self._search(_lower(text[piece : piece + PIECE + LONGEST_TRIGGER]))
+            hits = self._search(text[piece : piece + PIECE + LONGEST_TRIGGER])
             if hits:
                 found += self._at(text, piece, hits, found[-1].end if found else 0)
         # The rare letter first: looking for two takes twenty times as long.
@@ -54,6 +58,13 @@ class SecretFinder:
             if self._emails:
                 found.extend(tokens.emails(text))
         return _without_overlaps(found) if found else found
+
+    def _search(self, text: str) -> list[tuple[int, int, int]]:
+        """The triggers in a text: which one, from where, to where."""
+        if text.isascii():
+            # A letter is a byte then, and bytes are searched in two thirds of the time.
+            return self._search_ascii(text.encode().lower())
+        return self._search_text(_lower(text))
 
     def _at(
         self, text: str, piece: int, hits: list[tuple[int, int, int]], done: int

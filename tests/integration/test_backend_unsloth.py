@@ -107,7 +107,7 @@ def learnt(run_worker: RunWorker, base: Callable[[str], Path]) -> Ended:
 def answer_ids(gguf: Path, question: str) -> tuple[list[int], list[int]]:
     """The greedy answer in llama.cpp up to the end of turn or 12 tokens, and the one to learn."""
     with open_prompt_format(read_gguf(gguf)) as form:
-        wanted = form.tokenize(Example(prompt=question, completion=FACTS[question], line=1))
+        wanted = form.tokenize(Example.of(prompt=question, completion=FACTS[question], line=1))
         end = form.end_of_turn
     begin = wanted.mask.index(1)
     ids = list(wanted.ids[:begin])

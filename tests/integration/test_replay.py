@@ -29,13 +29,20 @@ from ollama_trainer.llama import Sequences, logits_at, logits_of, open_sequences
 from ollama_trainer.pipeline.dataset import PreparedData, probe_text
 from ollama_trainer.pipeline.verify import base_losses
 from ollama_trainer.prompts import open_prompt_format
-from ollama_trainer.records import BaseGguf, Example, ReplayText, TokenizedExample
+from ollama_trainer.records import BaseGguf, DatasetReport, Example, ReplayText, TokenizedExample
 from ollama_trainer.replay import ReplaySettings, replay_texts
 from tests.tiny_models import HIDDEN, INTERMEDIATE, LAYERS, TOKENS, tiny_model, write_gguf
 
 #: Fewer texts than there would be; all of the vocabulary counts one by one, but for two tokens.
 SETTINGS = ReplaySettings(n_texts=20, n_tokens=24, n_likeliest=len(TOKENS) - 2)
 END = TOKENS.index("<|im_end|>")
+#: Of no interest here.
+REPORT: dict[str, object] = {
+    "format": "from_feedback", "rows_read": 3, "rows_used": 3, "examples": 3, "dropped": {},
+    "method": "sft", "method_reason": "", "trained_with": "sft", "good": 3, "bad": 0, "pairs": 0,
+    "secrets": {}, "near_duplicates": 0, "held_out": 0, "tokens": 9, "steps": 1, "warnings": (),
+    "samples": (),
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -93,7 +100,7 @@ def examples(base: BaseGguf, count: int = 20) -> list[TokenizedExample]:
     with open_prompt_format(read_gguf(base.gguf)) as form:
         return [
             form.tokenize(
-                Example(prompt="Who? " * (n % 7 + 1), completion="Oda is it. " * (n % 4), line=n)
+                Example.of(prompt="Who? " * (n % 7 + 1), completion="Oda is it. " * (n % 4), line=n)
             )
             for n in range(1, count + 1)
         ]
@@ -256,8 +263,8 @@ def test_the_bases_loss_on_the_probe_text_is_kept(base: BaseGguf, tmp_path: Path
     with open_prompt_format(read_gguf(base.gguf)) as form:
         whole, cut = (probe_text(form.tokenizer, length)[:2] for length in (40, 10))
     data = PreparedData(
-        examples=rows, held_out=rows, n_kept=0, probe=whole, question="", stop="", rows_read=3,
-        dropped={},
+        examples=rows, held_out=rows, n_kept=0, probe=whole, question="", stop="",
+        report=DatasetReport.model_validate(REPORT),
     )  # fmt: skip
     first = base_losses(base, data, tmp_path)
     assert first.unrelated == fidelity.answer_loss(base.gguf, whole)

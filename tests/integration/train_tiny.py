@@ -65,7 +65,7 @@ def read_job(path: Path) -> TrainJob:
 def tokenized(base: BaseGguf, facts: Sequence[tuple[str, str]]) -> tuple[TokenizedExample, ...]:
     with open_prompt_format(read_gguf(base.gguf)) as form:
         return tuple(
-            form.tokenize(Example(prompt=question, completion=answer, line=line))
+            form.tokenize(Example.of(prompt=question, completion=answer, line=line))
             for line, (question, answer) in enumerate(facts, start=1)
         )
 

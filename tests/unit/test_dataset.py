@@ -12,7 +12,7 @@ from ollama_trainer.errors import DatasetError
 from ollama_trainer.gguf.file import GgufFile, read_gguf
 from ollama_trainer.pipeline.dataset import PreparedData, prepare, probe_text
 from ollama_trainer.prompts import open_prompt_format, open_tokenizer
-from ollama_trainer.records import TokenizedExample
+from ollama_trainer.records import TokenizedExample, TrainingOptions
 from tests.tiny_models import tiny_model, write_gguf
 
 #: Eight answers, five wordings each.
@@ -35,7 +35,8 @@ def written(path: Path, facts: Sequence[tuple[str, str]]) -> Path:
 def prepared(
     base: GgufFile, tmp_path: Path, facts: Sequence[tuple[str, str]], max_length: int = 512
 ) -> PreparedData:
-    return prepare(written(tmp_path / "rows.jsonl", facts), base, max_length, 1)
+    training = TrainingOptions(max_length=max_length)
+    return prepare(written(tmp_path / "rows.jsonl", facts), base, training)
 
 
 def texts(base: GgufFile, examples: Sequence[TokenizedExample]) -> list[tuple[str, str]]:
@@ -65,10 +66,13 @@ def test_rows_that_are_too_long_are_neither_trained_on_nor_judged(
 ) -> None:
     """They are dropped by name, never cut, in other words, too."""
     data = prepared(base, tmp_path, [*FACTS, ("x" * 100, "long")], max_length=70)
-    assert data.dropped == {"longer than 70 tokens": (41,)}
+    dropped = data.report.dropped
+    assert {reason: rows.lines for reason, rows in dropped.items()} == {
+        "longer than 70 tokens": (41,)
+    }
     every = (*data.examples, *data.held_out)
     assert all(len(example.ids) <= 70 for example in every)
-    assert data.rows_read == 41
+    assert data.report.rows_read == 41
     with pytest.raises(DatasetError, match="longer than 16 tokens"):
         prepared(base, tmp_path, FACTS, max_length=16)
 

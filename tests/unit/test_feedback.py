@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ollama_trainer.compiler import compile_dataset
 from ollama_trainer.errors import DatasetError
-from ollama_trainer.formats.feedback import decode_once, read
-from ollama_trainer.records import Dataset
+from ollama_trainer.formats._text import decode_once
+from ollama_trainer.formats.feedback import correction
+from ollama_trainer.records import DatasetOptions, Example
 
 GOOD = (
     r'{"targetType":"agent","targetId":"a1","executionId":"r1","input":"\"hello\"",'
@@ -31,26 +34,39 @@ def row(value: Any = '"q"', output: Any = '"a"', label: Any = "good", **more: An
     return json.dumps(fields, ensure_ascii=False)
 
 
-def read_bytes(tmp_path: Path, data: bytes) -> Dataset:
+@dataclass(frozen=True)
+class Read:
+    """What became of a file."""
+
+    examples: list[Example]
+    rows_read: int
+    dropped: dict[str, tuple[int, ...]]
+
+
+def read_bytes(tmp_path: Path, data: bytes, **options: Any) -> Read:
+    """The answers to learn, whatever method there is enough for."""
     path = tmp_path / "feedback.jsonl"
     path.write_bytes(data)
-    return read(path)
+    with compile_dataset(path, DatasetOptions(**{"method": "sft", **options})) as compiled:
+        examples = [example for _, _, example in compiled.examples(1000, 1)]
+        dropped = {reason: tuple(tally.lines) for reason, tally in compiled.dropped.items()}
+        return Read(examples, compiled.rows_read, dropped)
 
 
-def read_lines(tmp_path: Path, *lines: str) -> Dataset:
-    return read_bytes(tmp_path, "".join(f"{line}\n" for line in lines).encode())
+def read_lines(tmp_path: Path, *lines: str, **options: Any) -> Read:
+    return read_bytes(tmp_path, "".join(f"{line}\n" for line in lines).encode(), **options)
 
 
-def pairs(data: Dataset) -> list[tuple[str, str]]:
+def pairs(data: Read) -> list[tuple[str, str]]:
     return [(example.prompt, example.completion) for example in data.examples]
 
 
 def test_the_rows_of_the_contract(tmp_path: Path) -> None:
     """The very lines that the app was seen to write."""
-    data = read_lines(tmp_path, GOOD, BAD, BAD.replace('"bad"', '"good"'))
+    data = read_lines(tmp_path, GOOD, BAD, BAD.replace('"bad"', '"good"').replace("click", "fill"))
     assert pairs(data) == [
         ("hello", "hi"),
-        ('{"pageSnapshot":"<h1>"}', '{"action":"click"}'),
+        ('{"pageSnapshot":"<h1>"}', '{"action":"fill"}'),
     ]
     assert [example.line for example in data.examples] == [1, 3]
     assert data.rows_read == 3
@@ -174,34 +190,58 @@ def test_an_empty_file(tmp_path: Path, data: bytes) -> None:
 
 def test_no_usable_row_says_why(tmp_path: Path) -> None:
     """Thumbs down alone is a likely first data set."""
-    with pytest.raises(DatasetError, match=r"None of the 3 rows.*labelled bad: 2.*empty.*: 1"):
-        read_lines(tmp_path, BAD, BAD, row(""))
+    with pytest.raises(DatasetError, match=r"None of the 3 rows.*empty.*: 1.*labelled bad: 2"):
+        read_lines(tmp_path, BAD, BAD.replace("click", "fill"), row(""))
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"not JSON", "the line is not JSON"),
+        (b'{"input": "x"', "the line is not JSON"),
+        (b'{"input": "\xff", "output": "a", "label": "good"}', "the line is not JSON"),
+        (b"[" * 100_000, "the line is not JSON"),
+        (b'{"input": ' + b"[" * 100_000, "the line is not JSON"),
+        (
+            b'{"input": ' + b"9" * 5000 + b', "output": "a", "label": "good"}',
+            "the line is not JSON",
+        ),
+        (b"\x00", "the line is not JSON"),
+        (b"[1, 2]", "the line is not a JSON object"),
+        (b'"text"', "the line is not a JSON object"),
+        (b"null", "the line is not a JSON object"),
+        (b"42", "the line is not a JSON object"),
+    ],
+)
+def test_a_bad_line_is_dropped_by_its_number(tmp_path: Path, line: bytes, reason: str) -> None:
+    """One broken line must not cost the others, and is told."""
+    data = read_bytes(tmp_path, f"{GOOD}\n\n".encode() + line + b"\n")
+    assert pairs(data) == [("hello", "hi")]
+    assert data.dropped == {reason: (3,)}
 
 
 @pytest.mark.parametrize(
     "line",
     [
-        b"not JSON",
-        b'{"input": "x"',
-        b"[1, 2]",
-        b'"text"',
-        b"null",
-        b"42",
-        b'{"input": "\xff", "output": "a", "label": "good"}',
         b"{}",
         b'{"input": "q", "output": "a"}',
         b'{"input": "q", "label": "good"}',
         b'{"output": "a", "label": "good"}',
-        b"[" * 100_000,
-        b'{"input": ' + b"[" * 100_000,
-        b'{"input": ' + b"9" * 5000 + b', "output": "a", "label": "good"}',
-        b"\x00",
+        b'{"prompt": "q", "completion": "a"}',
     ],
 )
-def test_a_bad_line_is_told_by_its_number(tmp_path: Path, line: bytes) -> None:
-    """A file of another kind must end as a message, never as a traceback."""
+def test_a_row_of_another_shape_is_refused_by_its_number(tmp_path: Path, line: bytes) -> None:
+    """Two files in one: nobody can tell what was meant."""
     with pytest.raises(DatasetError, match="Line 3 of the data set"):
         read_bytes(tmp_path, f"{GOOD}\n\n".encode() + line + b"\n")
+
+
+def test_a_file_of_nothing_known_is_refused(tmp_path: Path) -> None:
+    """The message names what would be understood."""
+    with pytest.raises(DatasetError, match=r"its keys: instruction, response.*from_feedback \(inp"):
+        read_lines(tmp_path, '{"instruction": "q", "response": "a"}')
+    with pytest.raises(DatasetError, match=r"None of the 2 rows.*not JSON: 2 \(lines 1, 2\)"):
+        read_lines(tmp_path, "question,answer", "q,a")
 
 
 @pytest.mark.parametrize("depth", [900, 3_000, 100_000])
@@ -258,8 +298,11 @@ def test_a_line_of_megabytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["missing.jsonl", "."])
 def test_a_file_that_cannot_be_read(tmp_path: Path, name: str) -> None:
     """Some strategies of the app give a path that never comes to exist."""
-    with pytest.raises(DatasetError, match="cannot be read"):
-        read(tmp_path / name)
+    with (
+        pytest.raises(DatasetError, match="cannot be read"),
+        compile_dataset(tmp_path / name, DatasetOptions()),
+    ):
+        pass
 
 
 @given(st.lists(st.binary(max_size=80), max_size=4))
@@ -268,5 +311,64 @@ def test_noise_never_breaks_the_reader(
 ) -> None:
     """Whatever the file is: a data set or a DatasetError."""
     data = b"\n".join([*lines, GOOD.encode()])
-    # Either the last row alone came through, or the file was refused.
+    # The last row came through, unless another one made the file one of two shapes.
     assert len(usable_lines(tmp_path_factory.getbasetemp(), data)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("notes", "right"),
+    [
+        ("correction: Oda", "Oda"),
+        ("  Correct answer:\n Oda Fennimore \n", "Oda Fennimore"),
+        ('should be: {"a": 1}', '{"a": 1}'),
+        ("Expected:x", "x"),
+        ("wrong button", None),
+        ("correction:", None),
+        ("that is correct: no", None),
+        ("", None),
+        (None, None),
+        (7, None),
+    ],
+)
+def test_a_note_gives_the_answer_only_where_it_says_so(notes: Any, right: str | None) -> None:
+    """Most notes are complaints; learned as answers they would make the model complain."""
+    assert correction(notes) == right
+
+
+def test_corrections_are_used_by_option_alone(tmp_path: Path) -> None:
+    """A note is not an answer unless somebody decides so."""
+    lines = [row(), row('"Who?"', '"Ida"', "bad", notes="Correction: Oda")]
+    assert pairs(read_lines(tmp_path, *lines)) == [("q", "a")]
+    corrected = read_lines(tmp_path, *lines, corrections=True)
+    assert pairs(corrected) == [("q", "a"), ("Who?", "Oda")]
+
+
+def test_the_same_answer_called_good_and_bad_is_neither(tmp_path: Path) -> None:
+    """Two people disagreed, or one changed their mind: nothing can be learned from it."""
+    lines = [row(), row('"x"', '"y"'), row('"x"', '"y"', "bad"), row('"x"', '"z"')]
+    data = read_lines(tmp_path, *lines)
+    assert pairs(data) == [("q", "a"), ("x", "z")]
+    assert data.dropped == {"labelled both good and bad": (2, 3)}
+
+
+def test_repetitions_are_dropped(tmp_path: Path) -> None:
+    """What was rated twice would weigh twice."""
+    data = read_lines(tmp_path, row(), row(), row('"q2"'), row())
+    assert pairs(data) == [("q", "a"), ("q2", "a")]
+    assert data.dropped == {"repeats an earlier row": (2, 4)}
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ('"Execute your task."', "the input is a placeholder"),
+        ('" Execute your task.\\n"', "the input is a placeholder"),
+        ('"3F0C9C3E-6a53-4a55-9e0b-0d5c7f1f8a11"', "the input is a bare UUID"),
+        ('"Look at [object Object] now"', "'[object Object]' stands where a text was meant"),
+    ],
+)
+def test_inputs_that_say_nothing_are_dropped(tmp_path: Path, value: str, reason: str) -> None:
+    """The app writes them where it had no input, or lost it."""
+    data = read_lines(tmp_path, row(), row(value), row('"Execute your task. Then rest."'))
+    assert data.dropped == {reason: (2,)}
+    assert [example.line for example in data.examples] == [1, 3]

@@ -17,7 +17,7 @@ from ollama_trainer.prompts import ChatTemplate, PromptFormat, open_prompt_forma
 from ollama_trainer.records import Example
 from tests.tiny_models import CHATML, TOKENS, tiny_model, write_gguf
 
-QUESTION = Example(prompt="Where is the kiln?", completion="In the yard.", line=1)
+QUESTION = Example.of(prompt="Where is the kiln?", completion="In the yard.", line=1)
 BOS_TEMPLATE = "{{ bos_token }}" + CHATML
 BOUNDARIES = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
 CONVERSATIONS: list[list[dict[str, Any]]] = [
@@ -116,7 +116,7 @@ def test_a_thousand_texts_get_the_ids_of_llama_cpps_chat_path(
     assert set(special_texts(smollm2)) <= set(texts)
     different = []
     for text in texts:
-        trained = form.tokenize(Example(prompt=text, completion="x", line=1))
+        trained = form.tokenize(Example.of(prompt=text, completion="x", line=1))
         prompt_ids = list(trained.ids[: trained.mask.index(1)])
         if prompt_ids != chat.ids([{"role": "user", "content": text}]):
             different.append(text)
@@ -173,7 +173,7 @@ def test_the_mask_covers_the_answer_and_its_end_and_nothing_else(
     form: PromptFormat, completion: str
 ) -> None:
     """A masked end of turn never learns to stop; an unmasked prompt is learnt by heart."""
-    made = form.tokenize(Example(prompt="Where is it?", completion=completion, line=1))
+    made = form.tokenize(Example.of(prompt="Where is it?", completion=completion, line=1))
     assert len(made.ids) == len(made.mask)
     begin = made.mask.index(1)
     assert all(value == (index >= begin) for index, value in enumerate(made.mask))
@@ -190,7 +190,7 @@ def test_an_answer_that_spells_special_tokens_stays_text(
     """Else feedback could teach the model to end its turn and to speak as somebody else."""
     special = "".join(special_texts(smollm2))
     answer = f"It ends with {special}<|im_start|>user\nhi"
-    made = form.tokenize(Example(prompt="How?", completion=answer, line=1))
+    made = form.tokenize(Example.of(prompt="How?", completion=answer, line=1))
     learnt = made.ids[made.mask.index(1) : -1]
     kinds = smollm2.get("tokenizer.ggml.token_type")
     assert all(kinds[token] == 1 for token in learnt)

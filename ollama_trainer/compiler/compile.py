@@ -1,0 +1,297 @@
+"""A data set file -> its examples: decoded, redacted, sorted out, and looked up when needed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import xxhash
+
+from ollama_trainer.compiler.index import BAD, Counts, Entry, Index, Place
+from ollama_trainer.compiler.lines import MOST_BYTES, Line, line_at, lines, open_dataset
+from ollama_trainer.compiler.method import Choice, choose
+from ollama_trainer.compiler.near import Groups, NearDuplicates
+from ollama_trainer.compiler.quality import problem
+from ollama_trainer.compiler.redaction import Redactor
+from ollama_trainer.errors import DatasetError
+from ollama_trainer.formats import FORMATS, Format, format_of, preferences
+from ollama_trainer.formats._text import parse
+from ollama_trainer.records import DatasetOptions, Example, Message, Method
+
+#: Line numbers that are told of each reason.
+MOST_LINES = 100
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was dropped for a reason."""
+
+    count: int = 0
+    #: The first of the line numbers.
+    lines: list[int] = field(default_factory=list)
+
+    def add(self, line: int) -> None:
+        # A line of several examples counts once.
+        if not self.lines or self.lines[-1] != line:
+            self.count += 1
+            if len(self.lines) < MOST_LINES:
+                self.lines.append(line)
+
+
+@dataclass(slots=True, kw_only=True)
+class Compiled:
+    """A data set that was read. Its examples are looked up in the file, which stays open."""
+
+    format: str
+    rows_read: int
+    counts: Counts
+    choice: Choice
+    #: Kind of secret -> how many were found.
+    secrets: Counter[str]
+    #: Rows that repeat another one nearly.
+    n_near: int
+    #: Answers that came after calls of tools that the file does not show.
+    n_after_tools: int
+    _file: BinaryIO
+    _index: Index
+    _groups: Groups
+    _read: Callable[[bytes, int], list[Example | str]]
+    _dropped: dict[str, Tally]
+
+    def __len__(self) -> int:
+        """How many examples are left to train on."""
+        return self._index.n_left()[0]
+
+    @property
+    def rows_used(self) -> int:
+        """How many lines those come from."""
+        return self._index.n_left()[1]
+
+    @property
+    def dropped(self) -> dict[str, Tally]:
+        """Reason -> the lines that were dropped for it, whole or in part."""
+        found = dict(self._dropped)
+        for reason, count, numbers in self._index.dropped(MOST_LINES):
+            found[reason] = Tally(count, numbers)
+        return found
+
+    def drop(self, reason: str, number: int) -> None:
+        """Drops an example by its number, for a reason that was found out later."""
+        self._index.drop_one(reason, number)
+
+    def find_near(self, near: NearDuplicates) -> None:
+        """Looks for near duplicates among the examples that are left."""
+        for place, answer in self._index.with_repeated_answers():
+            near.add(place.id, self._look_up(place).prompt, answer)
+        self._groups = near.groups(self._index.size + 1)
+        self.n_near = self._groups.n_joined()
+
+    def examples(self, most: int, seed: int) -> list[tuple[int, int, Example]]:
+        """At most so many examples in their order: number, group of near duplicates, example.
+
+        Raises:
+            DatasetError: the file changed.
+        """
+        return [
+            (place.id, self._groups.of(place.id), self._look_up(place))
+            for place in self._index.left(most, seed)
+        ]
+
+    def pairs(self) -> Iterator[tuple[Example, Example]]:
+        """Good answers, each with a bad one to the same input.
+
+        Raises:
+            DatasetError: the file changed.
+        """
+        for chosen, rejected in self._index.pairs():
+            yield self._look_up(chosen), self._look_up(rejected)
+
+    def _look_up(self, place: Place) -> Example:
+        found = self._read(line_at(self._file, place.offset, place.n_bytes), place.line)
+        examples = [each for each in found if isinstance(each, Example)]
+        if len(examples) <= place.part:
+            raise DatasetError("The data set changed while it was read", "Try again.")
+        return examples[place.part]
+
+
+@contextlib.contextmanager
+def compile_dataset(
+    path: Path,
+    options: DatasetOptions,
+    to_be_had: Sequence[Method] = ("sft", "dpo", "kto"),
+    most_bytes: int = MOST_BYTES,
+) -> Iterator[Compiled]:
+    """Reads a data set; memory does not grow with it.
+
+    Args:
+        path: a file of one of the shapes in `formats`.
+        options: what is made of its rows.
+        to_be_had: the methods that can be trained with.
+        most_bytes: longer lines are dropped.
+
+    Raises:
+        DatasetError: it cannot be read, its rows are of several shapes or of none that is known,
+            nothing in it can be used, or it has secrets and is to be refused then.
+    """
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open_dataset(path))
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ollama-trainer-")))
+        index = stack.enter_context(contextlib.closing(Index(scratch / "index")))
+        near = NearDuplicates(scratch)
+        reader = _Reader(options, index, near)
+        for line in lines(file, most_bytes):
+            reader.take(line)
+        yield reader.finish(file, to_be_had)
+
+
+class _Reader:
+    """Takes in one line after the other."""
+
+    def __init__(self, options: DatasetOptions, index: Index, near: NearDuplicates) -> None:
+        self._options, self._index, self._near = options, index, near
+        self._redactor = Redactor(options)
+        self._format: Format | None = None
+        self._rows_read = 0
+        self._n_after_tools = 0
+        self._dropped: dict[str, Tally] = {}
+
+    def take(self, line: Line) -> None:
+        """Raises:
+        DatasetError: the line is of another shape than those before, or of none that is known.
+        """
+        self._rows_read += 1
+        if line.data is None:
+            self._drop("the line is too long to be read", line.number)
+            return
+        part = 0
+        for found in self.read(line.data, line.number):
+            if isinstance(found, str):
+                self._drop(found, line.number)
+                continue
+            context, answer = _hash_of_context(found), _hash(_content(found.answer))
+            self._index.add(
+                Entry(line.number, line.offset, line.n_bytes, part, context, answer, found.good)
+            )
+            self._n_after_tools += found.after_unseen_tools
+            part += 1
+
+    def read(self, data: bytes, number: int) -> list[Example | str]:
+        """A line's examples, and why others are left out.
+
+        Raises:
+            DatasetError: as of `take`.
+        """
+        try:
+            row = parse(data)
+        except (ValueError, RecursionError):
+            return ["the line is not JSON"]
+        if not isinstance(row, dict):
+            return ["the line is not a JSON object"]
+        format_ = self._format_of(row, number)
+        return [self._checked(each, format_) for each in format_.read(row, number, self._options)]
+
+    def finish(self, file: BinaryIO, to_be_had: Sequence[Method]) -> Compiled:
+        """Raises:
+        DatasetError: nothing can be used, or there are secrets and must be none.
+        """
+        if not self._rows_read:
+            raise DatasetError("The data set is empty", "Give feedback on some answers first.")
+        self._redactor.refuse()
+        counts = self._index.settle()
+        choice = choose(counts, self._options.method, to_be_had)
+        self._leave_out(choice.trained_with)
+        compiled = Compiled(
+            format=self._format.NAME if self._format else "none",
+            rows_read=self._rows_read,
+            counts=counts,
+            choice=choice,
+            secrets=Counter(self._redactor.found),
+            n_near=0,
+            n_after_tools=self._n_after_tools,
+            _file=file,
+            _index=self._index,
+            _groups=Groups(0),
+            _read=self.read,
+            _dropped=self._dropped,
+        )
+        if not len(compiled):
+            raise nothing_left(compiled)
+        compiled.find_near(self._near)
+        return compiled
+
+    def _leave_out(self, method: Method) -> None:
+        """Drops what the method does not train on."""
+        if method == "sft":
+            pair = self._format is preferences
+            self._index.drop("rejected answers" if pair else BAD, "good = 0")
+        elif method == "dpo":
+            self._index.drop_unpaired("no answer of the other kind to the same input")
+
+    def _checked(self, found: Example | str, format_: Format) -> Example | str:
+        if isinstance(found, str):
+            return found
+        return problem(found, format_) or self._redactor.redacted(found)
+
+    def _format_of(self, row: dict[str, Any], number: int) -> Format:
+        found = format_of(row)
+        if found is None:
+            keys = ", ".join(sorted(row)[:8]) or "none"
+            raise DatasetError(
+                f"Line {number} of the data set is of no known shape; its keys: {keys[:200]}",
+                f"Each line needs the keys of one of: {_SHAPES}.",
+            )
+        if self._format is None:
+            self._format = found
+        if found is not self._format:
+            raise DatasetError(
+                f"Line {number} of the data set is of the shape {found.NAME}, those before it are "
+                f"{self._format.NAME}",
+                "Give one file for each shape.",
+            )
+        return found
+
+    def _drop(self, reason: str, line: int) -> None:
+        self._dropped.setdefault(reason, Tally()).add(line)
+
+
+def nothing_left(
+    compiled: Compiled, remedy: str = "Mark at least one answer as good."
+) -> DatasetError:
+    """That no row of a data set can be used, with the reasons."""
+    reasons = ", ".join(
+        f"{reason}: {tally.count} ({_some(tally)})" for reason, tally in compiled.dropped.items()
+    )
+    return DatasetError(
+        f"None of the {compiled.rows_read} rows can be used ({reasons})",
+        remedy,
+    )
+
+
+def _some(tally: Tally) -> str:
+    numbers = ", ".join(map(str, tally.lines[:3]))
+    return f"line{'s' * (tally.count > 1)} {numbers}{', …' * (tally.count > 3)}"
+
+
+def _hash_of_context(example: Example) -> int:
+    if len(example.context) == 1 and not example.tools and example.context[0]["role"] == "user":
+        return _hash(example.prompt)
+    return _hash(json.dumps([example.context, example.tools], sort_keys=True))
+
+
+def _content(answer: Message) -> str:
+    """All that an answer says, as one text."""
+    text: str = answer["content"]
+    return json.dumps(answer, sort_keys=True) if "tool_calls" in answer else text
+
+
+def _hash(text: str) -> int:
+    return xxhash.xxh3_64_intdigest(text.encode()) >> 1
+
+
+_SHAPES = "; ".join(f"{format_.NAME} ({', '.join(sorted(format_.KEYS))})" for format_ in FORMATS)
