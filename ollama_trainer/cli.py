@@ -1,10 +1,11 @@
-"""The command line: `ollama-trainer serve`, `train FILE`, `runs` and `cancel RUN`."""
+"""The command line: serve, train FILE, runs, cancel RUN, dataset inspect FILE."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -13,10 +14,12 @@ from rich.console import Console
 
 from ollama_trainer import __version__, client, server
 from ollama_trainer.client import RunStatus, TrainerClient
-from ollama_trainer.display import follow, in_a_line, in_words
+from ollama_trainer.display import follow, in_a_line, in_words, show_report
 from ollama_trainer.errors import InvalidRequest, ServerError, TrainerError
+from ollama_trainer.executors.inspection import Question, inspect_dataset
 from ollama_trainer.executors.parentwatch import exit_with_parent
-from ollama_trainer.records import RunState, TrainingOptions
+from ollama_trainer.queue.snapshot import check_source
+from ollama_trainer.records import DatasetOptions, RunState, TrainingOptions
 from ollama_trainer.settings import (
     Settings,
     add_flags,
@@ -28,7 +31,9 @@ from ollama_trainer.settings import (
 
 _INTERRUPTED = 130
 #: Settings that a run may have of its own; the others belong to the server.
-_PER_RUN = {"base", "publisher", "quantization", *TrainingOptions.model_fields}
+_PER_RUN = {
+    "base", "publisher", "quantization", *TrainingOptions.model_fields, *DatasetOptions.model_fields
+}  # fmt: skip
 #: Settings that say which server is meant.
 _ADDRESS = {"host", "port"}
 
@@ -46,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return asyncio.run(_runs(settings, parsed.job, parsed.state))
         if parsed.command == "cancel":
             return asyncio.run(_cancel(settings, parsed.run))
+        if parsed.command == "dataset":
+            return asyncio.run(_inspect(parsed.file.expanduser().absolute(), settings, parsed.json))
         dataset = parsed.file.expanduser().absolute()
         return asyncio.run(_train(dataset, parsed.name, settings, flags))
     except TrainerError as error:
@@ -85,6 +92,12 @@ def _parser() -> argparse.ArgumentParser:
     cancel = commands.add_parser("cancel", help="End a run before its end.")
     cancel.add_argument("run", metavar="RUN", help="Its id, as `runs` shows it.")
     add_flags(cancel, sorted(_ADDRESS))
+    dataset = commands.add_parser("dataset", help="Look at a data set without training on it.")
+    verbs = dataset.add_subparsers(dest="verb", required=True, metavar="VERB")
+    inspect = verbs.add_parser("inspect", help="Say what a run would learn from it, and what not.")
+    inspect.add_argument("file", type=Path, metavar="FILE", help="Data set, a JSONL file.")
+    inspect.add_argument("--json", action="store_true", help="As JSON.")
+    add_flags(inspect, ["base", *TrainingOptions.model_fields, *DatasetOptions.model_fields])
     return parser
 
 
@@ -132,6 +145,22 @@ async def _cancel(settings: Settings, run_id: str) -> int:
         await trainer.cancel(run_id)
         status = await trainer.wait(run_id)
     out.print(f"{run_id}: {status.error or status.output_model_ref}")
+    return 0
+
+
+async def _inspect(path: Path, settings: Settings, as_json: bool) -> int:
+    question = Question(
+        path=check_source(str(path)),
+        base=settings.base,
+        training=settings.training,
+        dataset=settings.dataset,
+    )
+    report = await inspect_dataset(question, math.inf)
+    out = Console(soft_wrap=True, markup=False, highlight=False)
+    if as_json:
+        out.print(report.model_dump_json(indent=2))
+    else:
+        show_report(report, out)
     return 0
 
 

@@ -7,9 +7,12 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
 
 from ollama_trainer.client import RunStatus, TrainerClient
-from ollama_trainer.records import Fidelity, Progress, RunState
+from ollama_trainer.records import DatasetReport, Fidelity, Progress, RunState
+
+_LINES_SHOWN = 8
 
 
 async def follow(trainer: TrainerClient, run_id: str, out: Console) -> RunStatus:
@@ -70,6 +73,36 @@ def in_a_line(status: RunStatus) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def show_report(report: DatasetReport, out: Console) -> None:
+    """What a run would make of a data set, for a person; what is learned is bold."""
+    held_out = f", {report.held_out} of them to judge the result" if report.held_out else ""
+    out.print(f"format    {report.format}")
+    out.print(
+        f"rows      {report.rows_used} of {report.rows_read} are used"
+        f" ({_count(report.examples, 'answer')}{held_out})"
+    )
+    for reason, rows in report.dropped.items():
+        more = ", …" if rows.count > _LINES_SHOWN else ""
+        lines = ", ".join(map(str, rows.lines[:_LINES_SHOWN]))
+        out.print(f"dropped   {rows.count}: {reason} (line {lines}{more})")
+    out.print(f"method    {report.method}: {report.method_reason}")
+    if report.secrets:
+        found = ", ".join(f"{kind}: {n}" for kind, n in report.secrets.items())
+        out.print(f"secrets   {found}")
+    if report.tokens is not None:
+        about = "about " if report.tokens_estimated else ""
+        longest = f", the longest of {report.longest_tokens:,}" if report.longest_tokens else ""
+        out.print(f"tokens    {about}{report.tokens:,}{longest}")
+    out.print(f"steps     {report.steps} at most")
+    for warning in report.warnings:
+        out.print(f"mind      {warning}")
+    for sample in report.samples:
+        out.print(f"\nline {sample.line}, as the model sees it; what is learned between ⟦ ⟧:")
+        out.print(Text.assemble(sample.prompt, ("⟦" + sample.trained + "⟧", "bold green")))
+        if sample.rejected is not None:
+            out.print(Text.assemble("rather than ", ("⟦" + sample.rejected + "⟧", "red")))
 
 
 class Display(Protocol):

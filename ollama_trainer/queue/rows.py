@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, Self
 from ollama_trainer.errors import InvalidRequest
 from ollama_trainer.names import model_name
 from ollama_trainer.records import (
+    DatasetOptions,
     ErrorInfo,
     Progress,
     RunResult,
@@ -48,6 +49,7 @@ class Submission:
     publisher: str | None = None
     quantization: str | None = None
     training: TrainingOptions | None = None
+    dataset: DatasetOptions | None = None
 
     def spec(self, settings: Settings) -> RunSpec:
         """All that the worker needs, settled now: a later change of settings changes nothing."""
@@ -64,6 +66,7 @@ class Submission:
                 "model_name": model_name(settings.name_prefix, self.job_id, self.run_id),
                 "cache_dir": DataDirectory(settings.data_dir).cache,
                 "training": self.training or settings.training,
+                "dataset": self.dataset or settings.dataset,
                 "fidelity": settings.fidelity,
                 "rounding": settings.rounding,
                 "checkpoint_every_s": settings.checkpoint_every_s,

@@ -98,6 +98,20 @@ def take_snapshot(
     return snapshot
 
 
+def check_source(dataset_ref: str, roots: Sequence[Path] = ()) -> Path:
+    """The file that a caller means, once it was seen to be one that can be read.
+
+    Raises:
+        DatasetError, MachineBusy: as of `take_snapshot`.
+    """
+    source = _locate(dataset_ref, roots)
+    try:
+        _open_regular(source).close()
+    except OSError as error:
+        raise _failed(source, error) from error
+    return source
+
+
 def _locate(dataset_ref: str, roots: Sequence[Path]) -> Path:
     """The file that is meant, symbolic links resolved."""
     if not dataset_ref.strip():

@@ -15,6 +15,7 @@ from ollama_trainer.errors import ServerError
 from ollama_trainer.executors import Executor
 from ollama_trainer.executors.local import LocalExecutor
 from ollama_trainer.queue.service import RunQueue
+from ollama_trainer.server.datasets import add_dataset_routes
 from ollama_trainer.server.middleware import json_errors, only_known_callers
 from ollama_trainer.server.routes import QUEUE, SETTINGS, add_routes
 from ollama_trainer.server.runs import add_run_routes
@@ -47,6 +48,7 @@ def create_app(settings: Settings, executor: Executor | None = None) -> web.Appl
     app.cleanup_ctx.append(run_queue)
     add_routes(app)
     add_run_routes(app)
+    add_dataset_routes(app)
     return app
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from aiohttp import web
@@ -18,11 +19,13 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import from_json, to_json
 
 from ollama_trainer.errors import InvalidRequest, TrainerError
+from ollama_trainer.executors.inspection import Question
 from ollama_trainer.names import check_run_id
 from ollama_trainer.queue.rows import Attempt, Publication, Run, StoredEvent, Submission
-from ollama_trainer.records import ErrorInfo, RunState, TrainingOptions
+from ollama_trainer.records import DatasetOptions, ErrorInfo, RunState, TrainingOptions
 from ollama_trainer.settings import Settings
 
+_Model = TypeVar("_Model", bound=BaseModel)
 #: Paths of every platform are shorter.
 _MAX_PATH = 32_768
 
@@ -43,10 +46,13 @@ class _Body(BaseModel):
     quantization: str | None = Field(None, pattern=r"^[A-Za-z0-9_]+$")
 
 
-#: Each option of a training may stand in the body too.
+#: Each option of a training and of its data set may stand in the body too.
 _TRAINING_NAMES = {to_camel(name): name for name in TrainingOptions.model_fields}
+_DATASET_NAMES = {to_camel(name): name for name in DatasetOptions.model_fields}
 #: Fields beyond these are ignored, and named in the reply.
-_KNOWN_NAMES = _TRAINING_NAMES.keys() | {to_camel(name) for name in _Body.model_fields}
+_KNOWN_NAMES = (
+    _TRAINING_NAMES.keys() | _DATASET_NAMES.keys() | {to_camel(name) for name in _Body.model_fields}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +85,8 @@ def read_train_request(body: dict[str, Any], settings: Settings) -> TrainRequest
     known = {name: _clean(value) for name, value in body.items() if name in _KNOWN_NAMES}
     try:
         fields = _Body.model_validate(known)
-        training = _training(known, settings.training)
+        training = _options(known, _TRAINING_NAMES, settings.training)
+        dataset = _options(known, _DATASET_NAMES, settings.dataset)
     except ValidationError as error:
         first = error.errors()[0]
         name = to_camel(str(first["loc"][0]))
@@ -94,9 +101,44 @@ def read_train_request(body: dict[str, Any], settings: Settings) -> TrainRequest
         publisher=fields.publisher,
         quantization=fields.quantization,
         training=training,
+        dataset=dataset,
     )
     ignored = tuple(sorted(map(storable, body.keys() - known.keys())))
     return TrainRequest(submission=submission, ignored=ignored)
+
+
+class _InspectBody(BaseModel):
+    """The body of POST /datasets/inspect, without the options of the training."""
+
+    model_config = ConfigDict(alias_generator=to_camel, extra="ignore", strict=True)
+
+    dataset_ref: str = Field(max_length=_MAX_PATH)
+    base_model: str | None = Field(None, min_length=1, max_length=1000)
+
+
+def read_question(body: dict[str, Any], settings: Settings) -> Question:
+    """What POST /datasets/inspect asks.
+
+    Raises:
+        InvalidRequest: a field is missing or not valid.
+    """
+    try:
+        fields = _InspectBody.model_validate({name: _clean(body[name]) for name in body})
+        training = _options(body, _TRAINING_NAMES, settings.training)
+        dataset = _options(body, _DATASET_NAMES, settings.dataset)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = to_camel(str(first["loc"][0]))
+        raise InvalidRequest(
+            f"field '{name}' is not valid: {first['msg']}",
+            'Send {"datasetRef": "/absolute/path.jsonl"}.',
+        ) from error
+    return Question(
+        path=Path(fields.dataset_ref),
+        base=fields.base_model or settings.base,
+        training=training,
+        dataset=dataset,
+    )
 
 
 def train_body(
@@ -106,7 +148,7 @@ def train_body(
 
     Args:
         options: by the names of `Settings` and `Submission`: base, publisher, quantization,
-            experiment_label, and the options of the training.
+            experiment_label, and the options of the training and of the data set.
     """
     fields = {"base_model" if name == "base" else name: value for name, value in options.items()}
     fields |= {"run_id": run_id, "job_id": job_id, "dataset_ref": dataset_ref}
@@ -308,9 +350,6 @@ class PublishBody(BaseModel):
     publisher: Literal["ollama", "folder"] | None = None
 
 
-_Model = TypeVar("_Model", bound=BaseModel)
-
-
 def understood(model: type[_Model], values: Mapping[str, Any]) -> _Model:
     """Raises:
     InvalidRequest: a value is not valid.
@@ -366,11 +405,9 @@ def _clean(value: object) -> object:
     return storable(value) if isinstance(value, str) else value
 
 
-def _training(body: dict[str, Any], defaults: TrainingOptions) -> TrainingOptions:
-    given = {
-        name: body[field] for field, name in _TRAINING_NAMES.items() if body.get(field) is not None
-    }
-    return TrainingOptions.model_validate(defaults.model_dump() | given, strict=True)
+def _options(body: Mapping[str, Any], names: Mapping[str, str], defaults: _Model) -> _Model:
+    given = {name: body[field] for field, name in names.items() if body.get(field) is not None}
+    return type(defaults).model_validate(defaults.model_dump() | given, strict=True)
 
 
 def _fingerprint(body: dict[str, Any]) -> str:

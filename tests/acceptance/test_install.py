@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -44,6 +45,14 @@ def test_the_server_installs_and_runs_without_torch(tmp_path: Path) -> None:
         [folder / "bin" / "ollama-trainer", "--version"], check=True, capture_output=True, text=True
     )
     assert version.stdout.startswith("ollama-trainer ")
+    program, data = str(folder / "bin" / "ollama-trainer"), str(ROOT / "examples/feedback.jsonl")
+    looked = subprocess.run(
+        [program, "dataset", "inspect", "--json", data], check=True, capture_output=True, text=True
+    )
+    report = json.loads(looked.stdout)
+    assert (report["format"], report["rows_read"], report["tokens"]) == ("from_feedback", 180, None)
+    assert report["warnings"][0].startswith("tokens are not counted")
+    assert len(report["samples"]) == 10
 
 
 @pytest.mark.parametrize("command", COMMANDS)
