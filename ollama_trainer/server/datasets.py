@@ -28,6 +28,9 @@ def add_dataset_routes(app: web.Application) -> None:
 async def inspect(request: web.Request) -> web.Response:
     """Reads a data set as a run would; takes seconds for a large one."""
     settings = request.app[SETTINGS]
+    if request.content_type != "application/json":
+        # What a page of another site may send without asking is of another type.
+        raise InvalidRequest(f"Content-Type is {request.content_type!r}", "Send application/json.")
     body = wire.parse_body(await request.read())
     question = wire.read_question(body, settings)
     source = await asyncio.to_thread(check_source, str(question.path), settings.dataset_roots)

@@ -19,7 +19,14 @@ import pytest
 from ollama_trainer.gguf.file import read_gguf
 from ollama_trainer.llama import logits_at, open_sequences
 from ollama_trainer.prompts import open_prompt_format
-from ollama_trainer.records import Example, Lease, RunResult, RunSpec, TrainingOptions
+from ollama_trainer.records import (
+    DatasetReport,
+    Example,
+    Lease,
+    RunResult,
+    RunSpec,
+    TrainingOptions,
+)
 from ollama_trainer.workspace import RunDirectory
 from tests.tiny_models import tiny_model, write_gguf
 
@@ -179,6 +186,13 @@ def test_rows_are_kept_where_others_teach_the_same_answer(
     run = run_worker(base("Q8_0"), LEARNS, wordings=3)
     assert run.exit_code == 0, run.log
     assert (run.result.metrics["rows_used"], run.result.metrics["rows_held_out"]) == (24, 2)
+    assert (run.result.metrics["method"], run.result.metrics["trained_with"]) == ("sft", "sft")
+    report = DatasetReport.model_validate_json(run.directory.dataset_report.read_bytes())
+    assert (report.format, report.rows_read, report.held_out) == ("from_feedback", 24, 2)
+    assert report.tokens is not None
+    assert not report.tokens_estimated
+    assert len(report.samples) == 10
+    assert all(sample.trained.endswith("<|im_end|>") for sample in report.samples)
     assert run.result.fidelity is not None
     assert (run.result.fidelity.n_rows, run.result.fidelity.n_rephrased) == (2, 14)
     losses = run.result.fidelity.figures.held_out

@@ -177,6 +177,14 @@ async def test_what_cannot_be_looked_at_is_refused(api: Api, body: object, words
     assert words in reply["error"]
 
 
+async def test_a_page_of_another_site_cannot_ask(api: Api, mixed: Path) -> None:
+    """A form may post text to any server; what it would show are the rows of a file."""
+    body = json.dumps({"datasetRef": str(mixed)})
+    code, reply = await api.call("POST", "/datasets/inspect", data=body)
+    assert (code, reply["error_code"]) == (400, "invalid_request")
+    assert "Content-Type" in reply["error"]
+
+
 async def test_data_sets_outside_of_the_roots_are_refused(
     start_api: StartApi, mixed: Path, tmp_path: Path
 ) -> None:
