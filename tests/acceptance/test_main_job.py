@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -73,6 +74,8 @@ def test_the_command_publishes_and_says_what_to_type(tmp_path: Path, few_rows: P
             [
                 *(sys.executable, "-m", "ollama_trainer", "train", str(few_rows)),
                 *("--name", "My Agent", "--steps", "4", "--data-dir", str(tmp_path / "data")),
+                # What they are for is tried elsewhere, and takes a minute.
+                *("--replay", "off", "--rounding", "stochastic"),
                 *("--port", "1"),
             ],
             env={**os.environ, "OLLAMA_HOST": ollama.url, "HF_HUB_OFFLINE": "1"},
@@ -93,17 +96,17 @@ def test_what_cannot_work_fails_by_name_and_leaves_nothing(
     tmp_path: Path, few_rows: Path, write_rows: WriteRows
 ) -> None:
     """Each mistake of a user ends as a failed run that says cause and remedy."""
-    torn = tmp_path / "torn.jsonl"
-    torn.write_text('{"input": "a", "output": "b", "label": "good"}\n{"input": \n', "utf-8")
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text(json.dumps(good("a", "b")) + '\n{"prompt": "a", "completion": "b"}\n', "utf-8")
     empty = tmp_path / "empty.jsonl"
     empty.touch()
     bad = write_rows([{**good("q", "a"), "label": "bad"}])
     data = tmp_path / "data"
     with served(data, OLLAMA_TRAINER_PUBLISHER="folder") as app:
         runs = {
-            app.train(str(torn)): "Line 2 of the data set is not JSON",
+            app.train(str(mixed)): "Line 2 of the data set is of the shape prompt_completion",
             app.train(str(empty)): "empty",
-            app.train(str(bad)): "None of the 1 rows can be used (labelled bad: 1)",
+            app.train(str(bad)): "None of the 1 rows can be used (labelled bad: 1 (line 1))",
             app.train("relative.jsonl"): "absolute",
             app.train(""): "datasetRef",
             app.train(str(tmp_path)): "is a directory",
