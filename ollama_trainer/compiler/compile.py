@@ -75,11 +75,11 @@ class Compiled:
 
     @property
     def dropped(self) -> dict[str, Tally]:
-        """Reason -> the lines that were dropped for it, whole or in part."""
+        """Reason -> the lines that were dropped for it, whole or in part; the first line first."""
         found = dict(self._dropped)
         for reason, count, numbers in self._index.dropped(MOST_LINES):
             found[reason] = Tally(count, numbers)
-        return found
+        return dict(sorted(found.items(), key=lambda item: item[1].lines))
 
     def drop(self, reason: str, number: int) -> None:
         """Drops an example by its number, for a reason that was found out later."""

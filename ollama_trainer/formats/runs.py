@@ -41,7 +41,7 @@ def read(row: Mapping[str, Any], line: int, _options: DatasetOptions) -> Iterato
         yield "the run's trail is no list of steps"
         return
     steps = _in_order(trail)
-    if not any(_is_there(step.get("output")) for step in steps):
+    if not any(_is_there(step.get("output")) and _is_agents(step) for step in steps):
         yield "no step of the run has an output"
         return
     agent = row.get("targetId") if row.get("targetType") == "agent" else None
@@ -97,8 +97,7 @@ def _examples(steps: Sequence[Step], line: int, agent: str | None) -> Iterator[E
         if step.get("error") and step["error"] != _WAITING:
             yield "a step failed"
             continue
-        if not step.get("agentId", True):
-            # The workflow itself asks its user something: nobody's answer.
+        if not _is_agents(step):
             continue
         talk.hear(said if said is not None else handed_on)
         if answer is None:
@@ -116,6 +115,11 @@ def _examples(steps: Sequence[Step], line: int, agent: str | None) -> Iterator[E
                 after_unseen_tools=bool(step.get("toolCalls")),
                 line=line,
             )
+
+
+def _is_agents(step: Step) -> bool:
+    """False where the workflow itself asks its user something: nobody's answer."""
+    return bool(step.get("agentId", True))
 
 
 class _Talk:
