@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from typing import Any
 
-from ollama_trainer.formats._text import canonical, encodable, parse
+from ollama_trainer.formats._text import encodable, parse
 from ollama_trainer.records import Message
 
 _ROLES = {
@@ -15,6 +16,9 @@ _ROLES = {
     "assistant": "assistant",
     "tool": "tool",
 }
+#: Levels of lists and objects in tools and arguments: templates and JSON writers go through them
+#: by recursion.
+_DEEPEST = 64
 
 
 class Unusable(ValueError):
@@ -84,20 +88,12 @@ def tool_list(value: Any) -> tuple[Message, ...]:
     """
     if value is None:
         return ()
-    if not isinstance(value, list) or not all(map(_is_function, value)) or not _is_json(value):
-        raise Unusable("tools is no list of functions")
-    return tuple(mapped(value, encodable))
-
-
-def mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """The same value with every text in it changed, keys of objects left out."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key: mapped(part, change) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(mapped(part, change) for part in value)
-    return value
+    if isinstance(value, list) and all(map(_is_function, value)):
+        try:
+            return tuple(_cleaned(value))
+        except ValueError:
+            pass
+    raise Unusable("tools is no list of functions")
 
 
 def _is_function(value: Any) -> bool:
@@ -105,13 +101,21 @@ def _is_function(value: Any) -> bool:
     return isinstance(function, Mapping) and isinstance(function.get("name"), str)
 
 
-def _is_json(value: Any) -> bool:
-    """Whether there is neither NaN nor too deep a nesting in it."""
-    try:
-        canonical(value)
-    except (ValueError, RecursionError):
-        return False
-    return True
+def _cleaned(value: Any, depth: int = 0) -> Any:
+    """The same value without lone surrogates.
+
+    Raises:
+        ValueError: it holds NaN or an infinity, which JSON does not have, or is nested too deeply.
+    """
+    if isinstance(value, str):
+        return encodable(value)
+    if depth > _DEEPEST or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError("no JSON value that is of use")
+    if isinstance(value, Mapping):
+        return {encodable(key): _cleaned(part, depth + 1) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_cleaned(part, depth + 1) for part in value]
+    return value
 
 
 def _content(value: Any) -> str | None:
@@ -141,8 +145,12 @@ def _tool_call(call: Any) -> Message:
         arguments = parse(arguments) if isinstance(arguments, str) else arguments
     except (ValueError, RecursionError) as error:
         raise Unusable("a tool call has arguments that are no JSON") from error
-    if not isinstance(arguments, Mapping) or not _is_json(arguments):
-        raise Unusable("a tool call has arguments that are no object")
-    function = {"name": call["function"]["name"], "arguments": mapped(arguments, encodable)}
-    named = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
-    return {**named, "type": "function", "function": function}
+    made: dict[str, Any] = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
+    made["type"] = "function"
+    made["function"] = {"name": call["function"]["name"], "arguments": arguments}
+    if isinstance(arguments, Mapping):
+        try:
+            return {key: _cleaned(part) for key, part in made.items()}
+        except ValueError:
+            pass
+    raise Unusable("a tool call has arguments that are no object")
