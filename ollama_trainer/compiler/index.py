@@ -102,14 +102,14 @@ class Index:
         dropped: list[tuple[str, int]] = []
         pairs: list[tuple[int, int]] = []
         for _, rows in groupby(cursor, itemgetter(0)):
-            good, bad = _answers(rows, dropped)
+            good, bad, by_line = _answers(rows, dropped)
             counts.good += len(good)
             counts.bad += len(bad)
             counts.good_inputs += bool(good)
             counts.several_answers += len(good) > 1
             if good and bad:
                 counts.paired_inputs += 1
-                pairs += _paired(good, bad)
+                pairs += _paired(good, bad, by_line)
             if len(dropped) + len(pairs) > _BATCH:
                 self._settled(counts, dropped, pairs)
         self._settled(counts, dropped, pairs)
@@ -223,25 +223,32 @@ _Ids = tuple[int, int]
 
 def _answers(
     rows: Iterable[tuple[int, int, int, int, int]], dropped: list[tuple[str, int]]
-) -> tuple[list[_Ids], list[_Ids]]:
-    """Good and bad answers to one input; what repeats or contradicts is dropped."""
-    good: list[_Ids] = []
+) -> tuple[list[int], list[_Ids], dict[int, int]]:
+    """Good and bad answers to one input, and the good one of each line that has one.
+
+    What repeats or contradicts is dropped; a line whose good answer repeats has the first such.
+    """
+    good: list[int] = []
     bad: list[_Ids] = []
+    by_line: dict[int, int] = {}
     for _, same in groupby(rows, itemgetter(1)):
         first, *others = same
         if any(other[2] != first[2] for other in others):
             dropped += [(CONFLICT, row[3]) for row in (first, *others)]
             continue
         dropped += [(REPEATED, row[3]) for row in others]
-        (good if first[2] else bad).append((first[3], first[4]))
-    return good, bad
+        if first[2]:
+            good.append(first[3])
+            by_line.update((row[4], first[3]) for row in (first, *others))
+        else:
+            bad.append((first[3], first[4]))
+    return good, bad, by_line
 
 
-def _paired(good: list[_Ids], bad: list[_Ids]) -> Iterator[tuple[int, int]]:
+def _paired(good: list[int], bad: list[_Ids], by_line: dict[int, int]) -> Iterator[tuple[int, int]]:
     """Each bad answer with the good one of its own line, or with the good ones in turns."""
-    by_line = {line: number for number, line in good}
     for turn, (number, line) in enumerate(bad):
-        yield by_line.get(line, good[turn % len(good)][0]), number
+        yield by_line.get(line, good[turn % len(good)]), number
 
 
 def _mixed(content: int, seed: int) -> int:
