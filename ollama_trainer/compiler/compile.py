@@ -63,6 +63,8 @@ class Compiled:
     _groups: Groups
     _read: Callable[[bytes, int], list[Example | str]]
     _dropped: dict[str, Tally]
+    #: The line that was looked up last, by its number, and its examples.
+    _last: tuple[int, list[Example]] = (0, [])
 
     def __len__(self) -> int:
         """How many examples are left to train on."""
@@ -113,8 +115,12 @@ class Compiled:
             yield self._look_up(chosen), self._look_up(rejected)
 
     def _look_up(self, place: Place) -> Example:
-        found = self._read(line_at(self._file, place.offset, place.n_bytes), place.line)
-        examples = [each for each in found if isinstance(each, Example)]
+        line, examples = self._last
+        if line != place.line:
+            # The examples of a line are looked up one after the other: it is read once for them.
+            found = self._read(line_at(self._file, place.offset, place.n_bytes), place.line)
+            examples = [each for each in found if isinstance(each, Example)]
+            self._last = place.line, examples
         if len(examples) <= place.part:
             raise DatasetError("The data set changed while it was read", "Try again.")
         return examples[place.part]

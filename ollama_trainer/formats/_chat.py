@@ -16,6 +16,10 @@ _ROLES = {
     "assistant": "assistant",
     "tool": "tool",
 }
+#: Answers of one line that are learned, the first ones: each has all before it for its context, so
+#: time and memory would grow with the square of their number.
+MOST_ANSWERS = 100
+TOO_MANY = f"a line has more than {MOST_ANSWERS} answers"
 #: Levels of lists and objects in tools and arguments: templates and JSON writers go through them
 #: by recursion.
 _DEEPEST = 64

@@ -12,7 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ollama_trainer.formats._chat import Unusable, conversation, tool_list
+from ollama_trainer.formats._chat import (
+    MOST_ANSWERS,
+    TOO_MANY,
+    Unusable,
+    conversation,
+    tool_list,
+)
 from ollama_trainer.records import DatasetOptions, Example
 
 NAME = "messages"
@@ -33,8 +39,11 @@ def read(row: Mapping[str, Any], line: int, _options: DatasetOptions) -> Iterato
     ]
     if not answers:
         yield "no message of the assistant is to be learned"
-    for place in answers:
-        if any(message["role"] in ("user", "tool") for message in messages[:place]):
+    if len(answers) > MOST_ANSWERS:
+        yield TOO_MANY
+    asked = next((at for at, said in enumerate(messages) if said["role"] in ("user", "tool")), None)
+    for place in answers[:MOST_ANSWERS]:
+        if asked is not None and asked < place:
             yield Example(context=messages[:place], answer=messages[place], tools=tools, line=line)
         else:
             yield "an answer has no question before it"

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ollama_trainer.formats._chat import MOST_ANSWERS, TOO_MANY
 from ollama_trainer.formats._text import canonical
 from ollama_trainer.records import DatasetOptions, Example, Message
 
@@ -47,7 +48,14 @@ def read(row: Mapping[str, Any], line: int, _options: DatasetOptions) -> Iterato
     agent = row.get("targetId") if row.get("targetType") == "agent" else None
     # What other agents say to the one that is tuned is not for it to say.
     known = any(step.get("agentId") == agent for step in steps)
-    yield from _examples(steps, line, agent if known else None)
+    found = _examples(steps, line, agent if known else None)
+    n_answers = 0
+    for each in found:
+        n_answers += isinstance(each, Example)
+        if n_answers > MOST_ANSWERS:
+            yield TOO_MANY
+            return
+        yield each
 
 
 def _unsuccessful(output: Any) -> str | None:

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from ollama_trainer.compiler import compile_dataset
 from ollama_trainer.errors import DatasetError
 from ollama_trainer.formats import FORMATS, format_of
+from ollama_trainer.records import DatasetOptions
 from tests.reading import Read, read_rows
 
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
@@ -533,3 +535,21 @@ def test_a_row_of_no_shape_among_others_is_refused(tmp_path: Path, name: str) ->
     """Its keys and what would be understood are told."""
     with pytest.raises(DatasetError, match=r"Line 2 .* no known shape; its keys: answer, question"):
         read_rows(tmp_path, [ROWS[name], {"question": "q", "answer": "a"}])
+
+
+def test_a_conversation_without_end_costs_no_more_than_a_long_one(tmp_path: Path) -> None:
+    """Each answer has all before it for its context: ten thousand would fill the memory."""
+    turn = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    steps = [
+        {"nodeId": "n", "agentId": "a", "order": n, "input": f"q{n}", "output": "a"}
+        for n in range(20_000)
+    ]
+    for row in (
+        {"messages": turn * 20_000},
+        {"runId": "r", "trail": steps, "output": {"output": "a"}},
+    ):
+        path = tmp_path / "long.jsonl"
+        path.write_text(json.dumps(row), encoding="utf-8")
+        with compile_dataset(path, DatasetOptions()) as compiled:
+            assert len(compiled) == 100
+            assert "a line has more than 100 answers" in compiled.dropped
