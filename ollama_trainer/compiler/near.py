@@ -25,7 +25,11 @@ _BANDS, _ROWS = 8, 4
 _SEED = 1
 #: Keys of one band that are sorted at once.
 _MOST_KEYS = 1 << 20
+#: Examples, and words of them all, whose signatures are made at once.
 _BATCH = 1024
+_MOST_WORDS = 1 << 20
+#: Letters of an input that are looked at: what is longer is told by its beginning.
+_MOST_LETTERS = 1 << 20
 #: Words longer than this on average are none: some languages write without spaces.
 _LONG_WORD = 16
 _PUNCTUATION = str.maketrans(dict.fromkeys("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~\t\r\n", " "))
@@ -43,15 +47,18 @@ class NearDuplicates:
         self._bands = [directory / f"band{band}" for band in range(_BANDS)]
         self._files: list[BinaryIO] = [path.open("wb") for path in (self._signatures, *self._bands)]
         self._words: list[list[str]] = []
+        self._n_words = 0
         self._answers: list[int] = []
         self._numbers = array("Q")
 
     def add(self, number: int, prompt: str, answer: int) -> None:
         """Adds an example by its number, its input and its answer's hash."""
-        self._words.append(words(prompt))
+        found = words(prompt[:_MOST_LETTERS])
+        self._words.append(found)
+        self._n_words += len(found)
         self._answers.append(answer)
         self._numbers.append(number)
-        if len(self._words) == _BATCH:
+        if len(self._words) == _BATCH or self._n_words >= _MOST_WORDS:
             self._flush()
 
     def groups(self, size: int) -> Groups:
@@ -84,6 +91,7 @@ class NearDuplicates:
             part = signatures[:, band * _ROWS : (band + 1) * _ROWS].astype(np.uint64)
             _key(part, answers).tofile(file)
         self._words.clear()
+        self._n_words = 0
         self._answers.clear()
 
 
