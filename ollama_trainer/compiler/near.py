@@ -8,6 +8,7 @@ one word makes another question.
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,9 +31,16 @@ _BATCH = 1024
 _MOST_WORDS = 1 << 20
 #: Letters of an input that are looked at: what is longer is told by its beginning.
 _MOST_LETTERS = 1 << 20
-#: Words longer than this on average are none: some languages write without spaces.
+#: Words longer than this on average are none.
 _LONG_WORD = 16
-_PUNCTUATION = str.maketrans(dict.fromkeys("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~\t\r\n", " "))
+_PUNCTUATION = str.maketrans(
+    dict.fromkeys("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~\t\r\n、。「」・！（），：；？…", " ")
+)
+#: Letters of scripts that are written without spaces: Thai to Tibetan, Burmese, Khmer, Chinese and
+#: Japanese.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]"
+)
 
 
 class NearDuplicates:
@@ -127,9 +135,18 @@ class Groups:
 def words(text: str) -> list[str]:
     """What a text is compared by: its words; where it has none to speak of, groups of letters."""
     found = text.lower().translate(_PUNCTUATION).split()
-    if len(text) <= _LONG_WORD * len(found):
-        return found
-    return [text[start : start + 3] for start in range(max(1, len(text) - 2))]
+    if not text.isascii() and _UNSPACED.search(text):
+        return [
+            part
+            for word in found
+            for part in (_runs(word, 2) if _UNSPACED.search(word) else (word,))
+        ]
+    return found if len(text) <= _LONG_WORD * len(found) else _runs(text, 3)
+
+
+def _runs(text: str, length: int) -> list[str]:
+    """All runs of so many letters."""
+    return [text[at : at + length] for at in range(max(1, len(text) - length + 1))]
 
 
 def _key(part: NDArray[np.uint64], answers: NDArray[np.uint64]) -> NDArray[np.uint64]:
