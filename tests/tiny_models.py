@@ -102,6 +102,19 @@ def write_gguf(
     return path
 
 
+def write_vocabulary(path: Path, template: str = CHATML) -> Path:
+    """Writes the tiny model's tokenizer and template alone, for what looks at no weights."""
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(str(path), "llama")
+    _write_metadata(writer, template, add_bos=False)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 def _write_metadata(writer: Any, template: str | None, add_bos: bool) -> None:
     from gguf import TokenType
 
