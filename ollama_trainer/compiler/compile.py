@@ -18,7 +18,7 @@ from ollama_trainer.compiler.lines import MOST_BYTES, Line, line_at, lines, open
 from ollama_trainer.compiler.method import Choice, choose
 from ollama_trainer.compiler.near import Groups, NearDuplicates
 from ollama_trainer.compiler.quality import problem
-from ollama_trainer.compiler.redaction import Redactor
+from ollama_trainer.compiler.redaction import Redactor, is_plain
 from ollama_trainer.errors import DatasetError
 from ollama_trainer.formats import FORMATS, Format, format_of, preferences
 from ollama_trainer.formats._text import parse
@@ -285,7 +285,7 @@ def _some(tally: Tally) -> str:
 
 
 def _hash_of_context(example: Example) -> int:
-    if len(example.context) == 1 and not example.tools and example.context[0]["role"] == "user":
+    if is_plain(example):
         return _hash(example.prompt)
     return _hash(json.dumps([example.context, example.tools], sort_keys=True))
 

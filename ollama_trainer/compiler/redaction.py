@@ -58,7 +58,8 @@ class Redactor:
         text = self._text(message["content"])
         if len(message) == 2:
             return message if text is message["content"] else {**message, "content": text}
-        return {**self._nested(message), "content": text}
+        others = {key: value for key, value in message.items() if key != "content"}
+        return {**self._nested(others), "content": text}
 
     def _nested(self, value: Any) -> Any:
         """As one text, so that the names of fields are seen beside their values."""
@@ -74,12 +75,12 @@ class Redactor:
 
 def is_plain(example: Example) -> bool:
     """Whether an example is one question with a text for an answer, as nearly all are."""
-    context = example.context
+    first = example.context[0]
     return (
-        len(context) == 1
-        and len(example.answer) == 2
+        len(example.context) == 1
+        and len(first) == len(example.answer) == 2
         and not example.tools
-        and context[0]["role"] == "user"
+        and first["role"] == "user"
     )
 
 
