@@ -23,6 +23,7 @@ from ollama_trainer.gguf.file import GgufFile, read_gguf
 from ollama_trainer.pipeline.dataset import PreparedData, inspect, prepare
 from ollama_trainer.prompts import open_prompt_format
 from ollama_trainer.records import DatasetOptions, Method, TrainingOptions
+from tests.reading import read_rows
 from tests.tiny_models import write_vocabulary
 
 #: So much of a secret is a leak.
@@ -33,7 +34,8 @@ TEMPLATE = (
     "<|im_end|>\n{% endif %}{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% for key in ('name', 'tool_call_id') %}{% if message[key] %}{{ message[key] }}\n{% endif %}"
     "{% endfor %}{{ message['content'] }}{% for call in message['tool_calls'] or [] %}"
-    "<call>{{ call['function']['name'] }} {{ call['function']['arguments'] | tojson }}</call>"
+    "<call>{{ call['id'] }} {{ call['function']['name'] }} "
+    "{{ call['function']['arguments'] | tojson }}</call>"
     "{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -126,8 +128,14 @@ def messages(make: Canaries) -> Iterator[dict[str, Any]]:
         {"role": "assistant", "content": "Done."},
     ]
     yield {"messages": talk, "tools": [tool(make, "login"), tool(make, "logout")]}
-    short = [{"role": "user", "content": "Short."}, {"role": "assistant", "content": make.prose()}]
-    yield {"messages": short}
+    named = {"role": "user", "content": "Short.", "name": make.openai()}
+    yield {"messages": [named, {"role": "assistant", "content": "Short, too."}]}
+    yield {"messages": [named, {"role": "assistant", "content": make.prose()}]}
+    odd = {"id": make.openai(), "function": {"name": make.aws(), "arguments": {make.openai(): 1}}}
+    result = {"role": "tool", "content": "Done.", "tool_call_id": make.openai()}
+    calling = {"role": "assistant", "content": "I call.", "tool_calls": [odd]}
+    asked = {"role": "user", "content": "Names and keys?"}
+    yield {"messages": [asked, calling, result, {"role": "assistant", "content": "So."}]}
 
 
 def prompt_completion(make: Canaries) -> Iterator[dict[str, Any]]:
@@ -253,6 +261,17 @@ def test_a_data_set_with_canaries_can_be_refused(
     assert [f"line {number}" in told for number in range(1, n_lines + 1)] == [True] * n_lines
     assert "secrets" in told
     assert not any(part in told for secret in secrets for part in parts(secret))
+
+
+def test_secrets_are_counted_where_they_stand(tmp_path: Path) -> None:
+    """One of a message with other fields is one, not two."""
+    make = Canaries()
+    talk: list[dict[str, Any]] = [
+        {"role": "user", "content": f"Use {make.openai()}", "name": "ida"},
+        {"role": "assistant", "content": f"Used {make.aws()}."},
+    ]
+    data = read_rows(tmp_path, [{"messages": talk}])
+    assert data.secrets == {"openai-key": 1, "aws-access-key": 1}
 
 
 def test_a_data_set_without_secrets_is_not_refused(base: GgufFile, tmp_path: Path) -> None:

@@ -263,6 +263,12 @@ def test_the_same_question_with_other_tools_is_another_one(tmp_path: Path) -> No
     assert not data.dropped
 
 
+def test_the_same_question_of_somebody_else_is_another_one(tmp_path: Path) -> None:
+    """Templates show names; two people may get two answers."""
+    rows = [talk(user("q", name=name), assistant("a")) for name in ("ida", "oda", "ida")]
+    assert read_rows(tmp_path, rows).dropped == {"repeats an earlier row": [3]}
+
+
 def test_calls_that_differ_are_no_repetition(tmp_path: Path) -> None:
     """Their texts are equal: empty."""
     rows = [
