@@ -67,11 +67,12 @@ def canonical(value: Any) -> str:
     if isinstance(value, str):
         return encodable(value)
     # Refuses what the other one would write as null.
-    text = _encode_strictly(value)
+    text = encodable(_encode_strictly(value))
     try:
-        return _encode(value).decode()
-    except (UnicodeError, OverflowError):
-        return encodable(text)
+        # Read again, as keys with a lone surrogate are others now and may stand elsewhere.
+        return _encode(_decode(text)).decode()
+    except (msgspec.DecodeError, OverflowError):
+        return text
 
 
 def encodable(text: str) -> str:

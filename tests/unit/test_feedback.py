@@ -190,7 +190,7 @@ def test_an_empty_file(tmp_path: Path, data: bytes) -> None:
 
 def test_no_usable_row_says_why(tmp_path: Path) -> None:
     """Thumbs down alone is a likely first data set."""
-    with pytest.raises(DatasetError, match=r"None of the 3 rows.*empty.*: 1.*labelled bad: 2"):
+    with pytest.raises(DatasetError, match=r"None of the 3 rows.*labelled bad: 2.*empty.*: 1"):
         read_lines(tmp_path, BAD, BAD.replace("click", "fill"), row(""))
 
 
