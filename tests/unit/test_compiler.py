@@ -360,19 +360,13 @@ def test_values_inside_values_keep_their_meaning(text: str) -> None:
     assert decoded == encodable(decoded)
     if isinstance(value, str):
         assert decoded == encodable(value)
-    elif "NaN" in repr(value) or "Infinity" in text or "NaN" in text:
-        assert decoded
+    elif read_by(canonical, value) == "refused":
+        assert decoded == encodable(text)
+    elif encodable(spelled := json.dumps(value, ensure_ascii=False, sort_keys=True)) == spelled:
+        assert same(json.loads(decoded), json.loads(spelled))
     else:
-        assert same(json.loads(decoded), _sorted(json.loads(encodable(_lone(text)))))
-
-
-def _lone(text: str) -> str:
-    """The same JSON with raw characters instead of escapes."""
-    return json.dumps(json.loads(text), ensure_ascii=False)
-
-
-def _sorted(value: Any) -> Any:
-    return json.loads(json.dumps(value, sort_keys=True))
+        # Keys that differ in lone surrogates alone become one.
+        assert isinstance(json.loads(decoded), type(value))
 
 
 @given(VALUES)

@@ -163,6 +163,7 @@ def test_content_in_parts(tmp_path: Path) -> None:
         {"type": "image_url", "image_url": {"url": PIXEL}},
         {"type": "input_image", "image_url": PIXEL},
         {"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"}},
+        {"type": "image", "text": "alternative text", "url": PIXEL},
         {"type": "text", "text": 7},
         {"type": "text"},
         "text",
