@@ -346,6 +346,9 @@ def test_the_fast_reader_refuses_what_pythons_own_refuses(text: str) -> None:
 
 
 @given(st.text() | TEXTS.map(encodable), st.booleans())
+@example("42", True)
+@example('"quoted"', True)
+@example('{"a": 1}', False)
 def test_strings_come_through(text: str, ascii_only: bool) -> None:
     """What a person typed is what is trained on."""
     assert decode_once(json.dumps(text, ensure_ascii=ascii_only)) == text
