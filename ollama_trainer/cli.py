@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import logging
 import math
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -41,6 +43,10 @@ _ADDRESS = {"host", "port"}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 for success, 1 for an error that was told, 2 for wrong usage."""
     parsed = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        # What a terminal cannot show it shows as an escape.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     try:
         flags = given_flags(parsed)
@@ -156,11 +162,11 @@ async def _inspect(path: Path, settings: Settings, as_json: bool) -> int:
         dataset=settings.dataset,
     )
     report = await inspect_dataset(question, math.inf)
-    out = Console(soft_wrap=True, markup=False, highlight=False)
     if as_json:
-        out.print(report.model_dump_json(indent=2))
+        # Past the console, which would draw its pictures for `:smile:`.
+        sys.stdout.buffer.write(report.model_dump_json(indent=2).encode() + b"\n")
     else:
-        show_report(report, out)
+        show_report(report, Console(soft_wrap=True, markup=False, highlight=False, emoji=False))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Protocol
 
 from rich.console import Console
@@ -100,9 +101,20 @@ def show_report(report: DatasetReport, out: Console) -> None:
         out.print(f"mind      {warning}")
     for sample in report.samples:
         out.print(f"\nline {sample.line}, as the model sees it; what is learned between ⟦ ⟧:")
-        out.print(Text.assemble(sample.prompt, ("⟦" + sample.trained + "⟧", "bold green")))
+        trained = f"⟦{_harmless(sample.trained)}⟧"
+        out.print(Text.assemble(_harmless(sample.prompt), (trained, "bold green")))
         if sample.rejected is not None:
-            out.print(Text.assemble("rather than ", ("⟦" + sample.rejected + "⟧", "red")))
+            out.print(Text.assemble("rather than ", (f"⟦{_harmless(sample.rejected)}⟧", "red")))
+
+
+def _harmless(text: str) -> str:
+    """Without characters that a terminal would obey."""
+    return "".join(
+        repr(letter)[1:-1]
+        if unicodedata.category(letter) == "Cc" and letter not in "\n\t"
+        else letter
+        for letter in text
+    )
 
 
 class Display(Protocol):

@@ -139,12 +139,14 @@ class StoreUnavailable(ServerError):
 
 
 #: What libraries say that write with code of their own: safetensors and tokenizers what the system
-#: says (on Windows by its number), torch that a file is shorter than what it wrote.
+#: says (on Windows by its number), torch that a file is shorter than what it wrote,
+#: SQLite what it likes.
 _DISK_FULL = (
     "no space left on device",
     "disk quota exceeded",
     "(os error 112)",
     "pytorchstreamwriter failed",
+    "database or disk is full",
     "iostream",
     "unexpected pos",
 )

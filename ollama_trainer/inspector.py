@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from ollama_trainer.errors import DiskFull, TrainerError, is_disk_full
+from ollama_trainer.errors import TrainerError
 from ollama_trainer.executors.inspection import Answer, Question
 from ollama_trainer.executors.parentwatch import exit_with_parent
 from ollama_trainer.pipeline.dataset import inspect
@@ -27,15 +27,17 @@ def main() -> int:
 
 def _answer(question: Question) -> Answer:
     try:
-        report = inspect(question.path, question.base, question.training, question.dataset)
+        return Answer(
+            report=inspect(
+                question.path,
+                question.base,
+                question.training,
+                question.dataset,
+                question.scratch,
+            )
+        )
     except TrainerError as error:
         return Answer(error=ErrorInfo.of(error))
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        full = DiskFull(f"The disk is full: {error}", "Make room for temporary files.")
-        return Answer(error=ErrorInfo.of(full))
-    return Answer(report=report)
 
 
 if __name__ == "__main__":

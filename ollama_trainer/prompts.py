@@ -30,7 +30,18 @@ _PROBE = "An answer."
 
 
 class TemplateRefusal(BaseModelError):
-    """The base's chat template cannot say a conversation, though it can say others."""
+    """The base's chat template cannot say a conversation, though it can say others.
+
+    Args:
+        reason: what is wrong, without a word of the conversation.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(
+            f"{reason}: {detail}" if detail else reason,
+            "Choose another base, or leave out what it refuses.",
+        )
+        self.reason = reason
 
 
 class ChatTemplate:
@@ -84,8 +95,7 @@ class ChatTemplate:
         except Exception as error:
             # A template is a program of somebody else's: it may raise anything.
             raise TemplateRefusal(
-                f"The base's chat template refuses the conversation: {error}",
-                "Choose another base, or leave out what it refuses.",
+                "The base's chat template refuses the conversation", str(error)
             ) from error
 
 
@@ -274,6 +284,8 @@ class PromptFormat:
             or not all(name in answer for name in names)
         ):
             raise TemplateRefusal("The base's chat template has no words for a call of a tool")
+        if ids.count(self.end_of_turn) > 1:
+            raise TemplateRefusal("A call of a tool spells the token that ends a turn")
         return ids[: ids.index(self.end_of_turn)]
 
     def _answer_ids(self, prompt: str, prompt_ids: list[int], answer: str) -> list[int]:

@@ -425,14 +425,27 @@ class Example(NamedTuple):
         return self.context[-1]["content"] or ""
 
     @property
+    def question(self) -> str:
+        """What the user said last."""
+        place = self._question_place()
+        return self.context[place]["content"] if place is not None else ""
+
+    def _question_place(self) -> int | None:
+        places = reversed(range(len(self.context)))
+        return next((place for place in places if self.context[place]["role"] == "user"), None)
+
+    @property
     def completion(self) -> str:
         """The answer's text; empty where it is nothing but calls of tools."""
         return self.answer["content"] or ""
 
-    def asked(self, prompt: str) -> Example:
-        """The same with another last message."""
-        asked = {**self.context[-1], "content": prompt}
-        return self._replace(context=(*self.context[:-1], asked))
+    def asked(self, question: str) -> Example:
+        """The same with another last message of the user's, which it must have."""
+        place = self._question_place()
+        if place is None:
+            raise ValueError("the user said nothing")
+        asked = {**self.context[place], "content": question}
+        return self._replace(context=(*self.context[:place], asked, *self.context[place + 1 :]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

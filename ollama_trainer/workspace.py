@@ -118,6 +118,17 @@ class RunDirectory:
     def events(self) -> Path:
         return self.path / "events.jsonl"
 
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """An empty directory for temporary files, whatever a killed worker left in it."""
+        path = self.path / f"scratch{PARTIAL_SUFFIX}"
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
     @property
     def dataset_report(self) -> Path:
         """What became of its rows, as JSON (records.DatasetReport)."""

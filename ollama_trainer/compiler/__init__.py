@@ -9,7 +9,13 @@ compile.py  all of it: `compile_dataset`
 report.py   what a person is told
 """
 
-from ollama_trainer.compiler.compile import Compiled, compile_dataset, nothing_left
+from ollama_trainer.compiler.compile import (
+    SCRATCH,
+    Compiled,
+    compile_dataset,
+    content,
+    nothing_left,
+)
 from ollama_trainer.compiler.redaction import is_plain
 
-__all__ = ["Compiled", "compile_dataset", "is_plain", "nothing_left"]
+__all__ = ["SCRATCH", "Compiled", "compile_dataset", "content", "is_plain", "nothing_left"]

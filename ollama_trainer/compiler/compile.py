@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import sqlite3
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -19,13 +21,16 @@ from ollama_trainer.compiler.method import Choice, choose
 from ollama_trainer.compiler.near import Groups, NearDuplicates
 from ollama_trainer.compiler.quality import problem
 from ollama_trainer.compiler.redaction import Redactor, is_plain
-from ollama_trainer.errors import DatasetError
+from ollama_trainer.errors import DatasetError, DiskFull, is_disk_full
 from ollama_trainer.formats import FORMATS, Format, format_of, preferences
 from ollama_trainer.formats._text import parse
 from ollama_trainer.records import DatasetOptions, Example, Message, Method
 
 #: Line numbers that are told of each reason.
 MOST_LINES = 100
+#: What the names of directories for temporary files begin with.
+SCRATCH = "dataset-"
+_UNPAIRED = "no answer of the other kind to the same input"
 
 
 @dataclass(slots=True)
@@ -87,10 +92,24 @@ class Compiled:
         """Drops an example by its number, for a reason that was found out later."""
         self._index.drop_one(reason, number)
 
+    def drop_unpaired(self) -> None:
+        """Drops those whose partners were dropped, where pairs are trained on.
+
+        Raises:
+            DatasetError: no pair is left.
+        """
+        if self.choice.trained_with == "dpo":
+            self.counts.pairs = self._index.drop_unpaired(_UNPAIRED)
+            if not self.counts.pairs:
+                raise nothing_left(self)
+
     def find_near(self, near: NearDuplicates) -> None:
         """Looks for near duplicates among the examples that are left."""
         for place, answer in self._index.with_repeated_answers():
-            near.add(place.id, self._look_up(place).prompt, answer)
+            example = self._look_up(place)
+            # The same question at another place of a conversation is another one.
+            earlier = _hash(_json(example.context[:-1])) if len(example.context) > 1 else 0
+            near.add(place.id, example.prompt, answer ^ earlier)
         self._groups = near.groups(self._index.size + 1)
         self.n_near = self._groups.n_joined()
 
@@ -131,6 +150,7 @@ def compile_dataset(
     path: Path,
     options: DatasetOptions,
     to_be_had: Sequence[Method] = ("sft", "dpo", "kto"),
+    scratch: Path | None = None,
     most_bytes: int = MOST_BYTES,
 ) -> Iterator[Compiled]:
     """Reads a data set; memory does not grow with it.
@@ -139,21 +159,39 @@ def compile_dataset(
         path: a file of one of the shapes in `formats`.
         options: what is made of its rows.
         to_be_had: the methods that can be trained with.
+        scratch: directory for temporary files; None means the system's.
         most_bytes: longer lines are dropped.
 
     Raises:
         DatasetError: it cannot be read, its rows are of several shapes or of none that is known,
             nothing in it can be used, or it has secrets and is to be refused then.
+        DiskFull: there is no room for temporary files.
     """
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open_dataset(path))
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ollama-trainer-")))
-        index = stack.enter_context(contextlib.closing(Index(scratch / "index")))
-        near = NearDuplicates(scratch)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=SCRATCH, dir=scratch)))
+        stack.enter_context(_room_for(folder))
+        index = stack.enter_context(contextlib.closing(Index(folder / "index")))
+        near = stack.enter_context(contextlib.closing(NearDuplicates(folder)))
         reader = _Reader(options, index, near)
         for line in lines(file, most_bytes):
             reader.take(line)
         yield reader.finish(file, to_be_had)
+
+
+@contextlib.contextmanager
+def _room_for(folder: Path) -> Iterator[None]:
+    """Raises:
+    DiskFull: a temporary file found no room.
+    """
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        if not is_disk_full(error):
+            raise
+        raise DiskFull(
+            f"There is no room for temporary files in {folder.parent}", "Make room there."
+        ) from error
 
 
 class _Reader:
@@ -180,7 +218,7 @@ class _Reader:
             if isinstance(found, str):
                 self._drop(found, line.number)
                 continue
-            context, answer = _hash_of_context(found), _hash(_content(found.answer))
+            context, answer = _hash_of_context(found), _hash(content(found.answer))
             self._index.add(
                 Entry(line.number, line.offset, line.n_bytes, part, context, answer, found.good)
             )
@@ -200,7 +238,11 @@ class _Reader:
         if not isinstance(row, dict):
             return ["the line is not a JSON object"]
         format_ = self._format_of(row, number)
-        return [self._checked(each, format_) for each in format_.read(row, number, self._options)]
+        try:
+            found = format_.read(row, number, self._options)
+            return [self._checked(each, format_) for each in found]
+        except RecursionError:
+            return ["the line is nested too deeply"]
 
     def finish(self, file: BinaryIO, to_be_had: Sequence[Method]) -> Compiled:
         """Raises:
@@ -237,7 +279,7 @@ class _Reader:
             pair = self._format is preferences
             self._index.drop("rejected answers" if pair else BAD, "good = 0")
         elif method == "dpo":
-            self._index.drop_unpaired("no answer of the other kind to the same input")
+            self._index.drop_unpaired(_UNPAIRED)
 
     def _checked(self, found: Example | str, format_: Format) -> Example | str:
         if isinstance(found, str):
@@ -247,9 +289,10 @@ class _Reader:
     def _format_of(self, row: dict[str, Any], number: int) -> Format:
         found = format_of(row)
         if found is None:
-            keys = ", ".join(sorted(row)[:8]) or "none"
+            # Only plain words: a file may have anything for its keys, secrets, too.
+            keys = ", ".join(filter(_WORD.fullmatch, sorted(row)[:8])) or "none that is a word"
             raise DatasetError(
-                f"Line {number} of the data set is of no known shape; its keys: {keys[:200]}",
+                f"Line {number} of the data set is of no known shape; its keys: {keys}",
                 f"Each line needs the keys of one of: {_SHAPES}.",
             )
         if self._format is None:
@@ -287,17 +330,30 @@ def _some(tally: Tally) -> str:
 def _hash_of_context(example: Example) -> int:
     if is_plain(example):
         return _hash(example.prompt)
-    return _hash(json.dumps([example.context, example.tools], sort_keys=True))
+    return _hash(_json([*example.context, *example.tools]))
 
 
-def _content(answer: Message) -> str:
+def _json(messages: Sequence[Message]) -> str:
+    """Messages as one text, but for the ids of calls, which are drawn by chance."""
+    said = [
+        {
+            **{key: value for key, value in message.items() if key != "tool_call_id"},
+            "tool_calls": [call["function"] for call in message.get("tool_calls", ())],
+        }
+        for message in messages
+    ]
+    return json.dumps(said, sort_keys=True)
+
+
+def content(answer: Message) -> str:
     """All that an answer says, as one text."""
     text: str = answer["content"]
-    return json.dumps(answer, sort_keys=True) if "tool_calls" in answer else text
+    return _json([answer]) if "tool_calls" in answer else text
 
 
 def _hash(text: str) -> int:
     return xxhash.xxh3_64_intdigest(text.encode()) >> 1
 
 
+_WORD = re.compile(r"[A-Za-z_]{1,20}")
 _SHAPES = "; ".join(f"{format_.NAME} ({', '.join(sorted(format_.KEYS))})" for format_ in FORMATS)

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 #: Rows that are written at once.
 _BATCH = 2048
 _MEMORY_KIB = 8192
+#: Lines with the very same answer to one input that are held at once.
+_MOST_REPEATED = 1000
 _SCHEMA = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
@@ -93,27 +95,44 @@ class Index:
         """Drops what repeats or contradicts, and pairs good answers with bad ones."""
         self._flush()
         self._database.execute("CREATE INDEX by_content ON example (context, answer, good, line)")
+        self._drop_repeated()
         counts = self._of_single_answers()
         cursor = self._database.execute(
             "SELECT context, answer, good, id, line FROM example WHERE context IN"
             " (SELECT context FROM example GROUP BY context HAVING count(*) > 1)"
             " ORDER BY context, answer, id"
         )
-        dropped: list[tuple[str, int]] = []
         pairs: list[tuple[int, int]] = []
         for _, rows in groupby(cursor, itemgetter(0)):
-            good, bad, by_line = _answers(rows, dropped)
-            counts.good += len(good)
-            counts.bad += len(bad)
-            counts.good_inputs += bool(good)
-            counts.several_answers += len(good) > 1
-            if good and bad:
+            good, bad = _answers(rows)
+            counts.good += len(good.first)
+            counts.bad += len(bad.first)
+            counts.good_inputs += bool(good.first)
+            counts.several_answers += len(good.first) > 1
+            if good.first and bad.first:
                 counts.paired_inputs += 1
-                pairs += _paired(good, bad, by_line)
-            if len(dropped) + len(pairs) > _BATCH:
-                self._settled(counts, dropped, pairs)
-        self._settled(counts, dropped, pairs)
+                pairs += _paired(good, bad)
+            if len(pairs) > _BATCH:
+                self._add_pairs(counts, pairs)
+        self._add_pairs(counts, pairs)
         return counts
+
+    def _drop_repeated(self) -> None:
+        """Drops what repeats, and answers to one input that are called both good and bad."""
+        self._database.execute(
+            "CREATE TEMP TABLE again AS SELECT context, answer, min(id) AS first,"
+            " min(good) < max(good) AS contradicts FROM example GROUP BY context, answer"
+            " HAVING count(*) > 1"
+        )
+        for reason, condition in (
+            (CONFLICT, "contradicts"),
+            (REPEATED, "example.id > again.first"),
+        ):
+            self._write(
+                "UPDATE example SET reason = ? FROM again WHERE example.context = again.context"  # noqa: S608
+                f" AND example.answer = again.answer AND reason IS NULL AND {condition}",
+                [(reason,)],
+            )
 
     def _of_single_answers(self) -> Counts:
         """Counts of the inputs that have but one answer."""
@@ -140,12 +159,15 @@ class Index:
     def drop_one(self, reason: str, number: int) -> None:
         self._write("UPDATE example SET reason = ? WHERE id = ?", [(reason, number)])
 
-    def drop_unpaired(self, reason: str) -> None:
-        """Drops all that are left and in no pair."""
-        self.drop(
-            reason,
-            "id NOT IN (SELECT chosen FROM pair UNION ALL SELECT rejected FROM pair)",
+    def drop_unpaired(self, reason: str) -> int:
+        """Drops all that are left and whose partners are not; returns how many pairs are left."""
+        self._database.execute(
+            "DELETE FROM pair WHERE EXISTS (SELECT 1 FROM example WHERE id IN (chosen, rejected)"
+            " AND reason IS NOT NULL)"
         )
+        self.drop(reason, "id NOT IN (SELECT chosen FROM pair UNION ALL SELECT rejected FROM pair)")
+        n_pairs: int = self._database.execute("SELECT count(*) FROM pair").fetchone()[0]
+        return n_pairs
 
     def dropped(self, most: int) -> Iterator[tuple[str, int, list[int]]]:
         """Reasons, each with how many lines were dropped for it, and the first of their numbers."""
@@ -188,19 +210,14 @@ class Index:
         columns = ", ".join(f"{t}.{c}" for t in "gb" for c in Place._fields)
         cursor = self._database.execute(
             f"SELECT {columns} FROM pair JOIN example g ON g.id = chosen"  # noqa: S608
-            " JOIN example b ON b.id = rejected WHERE g.reason IS NULL AND b.reason IS NULL"
-            " ORDER BY pair.rowid"
+            " JOIN example b ON b.id = rejected ORDER BY g.id, b.id"
         )
         half = len(Place._fields)
         return ((Place(*row[:half]), Place(*row[half:])) for row in cursor)
 
-    def _settled(
-        self, counts: Counts, dropped: list[tuple[str, int]], pairs: list[tuple[int, int]]
-    ) -> None:
-        self._write("UPDATE example SET reason = ? WHERE id = ?", dropped)
+    def _add_pairs(self, counts: Counts, pairs: list[tuple[int, int]]) -> None:
         self._write("INSERT INTO pair VALUES (?, ?)", pairs)
         counts.pairs += len(pairs)
-        dropped.clear()
         pairs.clear()
 
     def _flush(self) -> None:
@@ -217,38 +234,49 @@ class Index:
         self._database.execute("COMMIT")
 
 
-#: An example by number and line.
-_Ids = tuple[int, int]
+@dataclass(slots=True)
+class _Answers:
+    """Different answers of one kind to one input."""
+
+    #: The number of each.
+    first: list[int]
+    #: Line -> the number of its answer; where that repeats an earlier one, of the earlier one.
+    by_line: dict[int, int]
 
 
-def _answers(
-    rows: Iterable[tuple[int, int, int, int, int]], dropped: list[tuple[str, int]]
-) -> tuple[list[int], list[_Ids], dict[int, int]]:
-    """Good and bad answers to one input, and the good one of each line that has one.
-
-    What repeats or contradicts is dropped; a line whose good answer repeats has the first such.
-    """
-    good: list[int] = []
-    bad: list[_Ids] = []
-    by_line: dict[int, int] = {}
+def _answers(rows: Iterable[tuple[int, int, int, int, int]]) -> tuple[_Answers, _Answers]:
+    """Good and bad answers to one input, without those that are called both."""
+    good, bad = _Answers([], {}), _Answers([], {})
     for _, same in groupby(rows, itemgetter(1)):
-        first, *others = same
-        if any(other[2] != first[2] for other in others):
-            dropped += [(CONFLICT, row[3]) for row in (first, *others)]
-            continue
-        dropped += [(REPEATED, row[3]) for row in others]
-        if first[2]:
-            good.append(first[3])
-            by_line.update((row[4], first[3]) for row in (first, *others))
-        else:
-            bad.append((first[3], first[4]))
-    return good, bad, by_line
+        first: tuple[int, ...] = ()
+        lines: list[int] = []
+        contradicts = False
+        for row in same:
+            first = first or row
+            contradicts |= row[2] != first[2]
+            if len(lines) < _MOST_REPEATED:
+                lines.append(row[4])
+        if not contradicts:
+            kind = good if first[2] else bad
+            kind.first.append(first[3])
+            kind.by_line.update(dict.fromkeys(lines, first[3]))
+    return good, bad
 
 
-def _paired(good: list[int], bad: list[_Ids], by_line: dict[int, int]) -> Iterator[tuple[int, int]]:
-    """Each bad answer with the good one of its own line, or with the good ones in turns."""
-    for turn, (number, line) in enumerate(bad):
-        yield by_line.get(line, good[turn % len(good)]), number
+def _paired(good: _Answers, bad: _Answers) -> list[tuple[int, int]]:
+    """Pairs of one line as they are; other answers with those of the other kind in turns."""
+    pairs = {
+        (number, bad.by_line[line]): None
+        for line, number in good.by_line.items()
+        if line in bad.by_line
+    }
+    paired = {number for pair in pairs for number in pair}
+    left = [number for number in bad.first if number not in paired]
+    pairs |= {(good.first[turn % len(good.first)], each): None for turn, each in enumerate(left)}
+    paired |= {number for pair in pairs for number in pair}
+    left = [number for number in good.first if number not in paired]
+    pairs |= {(each, bad.first[turn % len(bad.first)]): None for turn, each in enumerate(left)}
+    return list(pairs)
 
 
 def _mixed(content: int, seed: int) -> int:

@@ -23,6 +23,8 @@ class Choice:
 
     method: Method
     reason: str
+    #: Whether it was asked for by name.
+    asked: bool
     #: What is really trained with, where the chosen method is not to be had.
     trained_with: Method
 
@@ -41,13 +43,13 @@ def choose(counts: Counts, asked: str, to_be_had: Sequence[Method]) -> Choice:
     method, reason = _wanted(counts, asked)
     _check(counts, method, asked)
     if method in to_be_had:
-        return Choice(method=method, reason=reason, trained_with=method)
+        return Choice(method=method, reason=reason, asked=asked != "auto", trained_with=method)
     if asked != "auto":
         raise DatasetError(
             f"The method {method} was asked for, which the backend cannot train with yet",
             f"Set method to {' or '.join(to_be_had)}.",
         )
-    return Choice(method=method, reason=reason, trained_with="sft")
+    return Choice(method=method, reason=reason, asked=False, trained_with="sft")
 
 
 def _wanted(counts: Counts, asked: str) -> tuple[Method, str]:
@@ -73,7 +75,11 @@ def _check(counts: Counts, method: Method, asked: str) -> None:
         # That there is no good answer is told with the reasons of every row.
         "sft": "",
         "dpo": "" if counts.pairs else "a good and a bad answer to the same input",
-        "kto": "" if counts.good and counts.bad else "both good and bad answers",
+        "kto": " and ".join(
+            what
+            for what, n in (("a good answer", counts.good), ("a bad answer", counts.bad))
+            if not n
+        ),
     }[method]
     if missing and asked != "auto":
         raise DatasetError(

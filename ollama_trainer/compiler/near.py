@@ -28,9 +28,9 @@ _SEED = 1
 _MOST_KEYS = 1 << 20
 #: Examples, and words of them all, whose signatures are made at once.
 _BATCH = 1024
-_MOST_WORDS = 1 << 20
+_MOST_WORDS = 1 << 17
 #: Letters of an input that are looked at: what is longer is told by its beginning.
-_MOST_LETTERS = 1 << 20
+_MOST_LETTERS = 1 << 16
 #: Words longer than this on average are none.
 _LONG_WORD = 16
 _PUNCTUATION = str.maketrans(
@@ -53,7 +53,7 @@ class NearDuplicates:
     def __init__(self, directory: Path) -> None:
         self._signatures = directory / "signatures"
         self._bands = [directory / f"band{band}" for band in range(_BANDS)]
-        self._files: list[BinaryIO] = [path.open("wb") for path in (self._signatures, *self._bands)]
+        self._files: list[BinaryIO] = []
         self._words: list[list[str]] = []
         self._n_words = 0
         self._answers: list[int] = []
@@ -72,8 +72,7 @@ class NearDuplicates:
     def groups(self, size: int) -> Groups:
         """Which belong together, of examples with the numbers below `size`."""
         self._flush()
-        for file in self._files:
-            file.close()
+        self.close()
         found = Groups(size)
         n = len(self._numbers)
         if n > 1:
@@ -87,17 +86,24 @@ class NearDuplicates:
                         found.join(*pair)
         return found
 
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
     def _flush(self) -> None:
         if not self._words:
             return
+        if not self._files:
+            self._files = [path.open("wb") for path in (self._signatures, *self._bands)]
         rows = RMinHash.digest_matrix_from_token_sets(self._words, _BANDS * _ROWS, _SEED).to_rows()
         signatures = np.array(rows, np.uint32)
         answers = np.array(self._answers, np.uint64)
         signature_file, *band_files = self._files
-        signatures.tofile(signature_file)
+        # (numpy's own way to a file does not say why it failed.)
+        signature_file.write(signatures.tobytes())
         for band, file in enumerate(band_files):
             part = signatures[:, band * _ROWS : (band + 1) * _ROWS].astype(np.uint64)
-            _key(part, answers).tofile(file)
+            file.write(_key(part, answers).tobytes())
         self._words.clear()
         self._n_words = 0
         self._answers.clear()

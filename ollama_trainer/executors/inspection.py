@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -16,6 +17,8 @@ from ollama_trainer.records import DatasetOptions, DatasetReport, ErrorInfo, Tra
 
 _log = logging.getLogger(__name__)
 _COMMAND = (sys.executable, "-m", "ollama_trainer.inspector")
+#: Bytes of what a broken inspector printed that are logged.
+_MOST_COMPLAINTS = 4000
 _KINDS = {kind.code: kind for kind in (DatasetError, DiskFull)}
 
 
@@ -28,6 +31,8 @@ class Question(BaseModel):
     base: str
     training: TrainingOptions
     dataset: DatasetOptions
+    #: Directory for temporary files.
+    scratch: Path | None = None
 
 
 class Answer(BaseModel):
@@ -50,7 +55,12 @@ async def inspect_dataset(question: Question, most_s: float) -> DatasetReport:
         DiskFull: there is no room for temporary files.
         ServerError: it took too long, or broke.
     """
-    with LifeLine() as life_line:
+    # Removed here: a process that is killed removes nothing.
+    with (
+        tempfile.TemporaryDirectory(prefix="ollama-trainer-") as scratch,
+        LifeLine() as life_line,
+    ):
+        asked = question.model_copy(update={"scratch": Path(scratch)})
         process = await asyncio.create_subprocess_exec(
             *_COMMAND,
             stdin=asyncio.subprocess.PIPE,
@@ -60,7 +70,7 @@ async def inspect_dataset(question: Question, most_s: float) -> DatasetReport:
         )
         try:
             said, complaints = await asyncio.wait_for(
-                process.communicate(question.model_dump_json().encode()), most_s
+                process.communicate(asked.model_dump_json().encode()), most_s
             )
         except TimeoutError as error:
             raise ServerError(
@@ -71,10 +81,10 @@ async def inspect_dataset(question: Question, most_s: float) -> DatasetReport:
                 process.kill()
                 await process.wait()
     if process.returncode not in (0, 1) or not said:
-        words = complaints.decode("utf-8", "replace").strip()
-        _log.error("the inspector broke: %s", words)
-        last = (words.splitlines() or [f"exit code {process.returncode}"])[-1]
-        raise ServerError(f"looking at {question.path} failed: {last}", "Please report it.")
+        words = complaints[-_MOST_COMPLAINTS:].decode("utf-8", "replace").strip()
+        # Not told to the caller: it may quote what stands in the file.
+        _log.error("the inspector broke with exit code %s: %s", process.returncode, words)
+        raise ServerError(f"looking at {question.path} failed", "See the log; please report it.")
     answer = Answer.model_validate_json(said)
     if answer.error is not None:
         kind = _KINDS.get(answer.error.code, ServerError)

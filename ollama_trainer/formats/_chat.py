@@ -19,6 +19,7 @@ _ROLES = {
 #: Answers of one line that are learned, the first ones: each has all before it for its context, so
 #: time and memory would grow with the square of their number.
 MOST_ANSWERS = 100
+NO_QUESTION = "an answer has no question before it"
 TOO_MANY = f"a line has more than {MOST_ANSWERS} answers"
 #: Levels of lists and objects in tools and arguments: templates and JSON writers go through them
 #: by recursion.
@@ -69,7 +70,12 @@ def prompt_messages(value: Any) -> tuple[Message, ...]:
     """
     if isinstance(value, str):
         return ({"role": "user", "content": encodable(value)},)
-    return conversation(value)
+    messages = conversation(value)
+    if not any(said["role"] in ("user", "tool") for said in messages):
+        raise Unusable(NO_QUESTION)
+    if messages[-1]["role"] == "assistant":
+        raise Unusable("a prompt ends with an answer")
+    return messages
 
 
 def answer_message(value: Any) -> Message:
@@ -144,7 +150,8 @@ def _tool_call(call: Any) -> Message:
     """A call with its arguments as an object: the API sends them as JSON inside JSON."""
     if not _is_function(call):
         raise Unusable("a tool call names no function")
-    arguments = call["function"].get("arguments", {})
+    # For a function without parameters some write nothing.
+    arguments = call["function"].get("arguments") or {}
     try:
         arguments = parse(arguments) if isinstance(arguments, str) else arguments
     except (ValueError, RecursionError) as error:

@@ -14,6 +14,7 @@ from typing import Any
 
 from ollama_trainer.formats._chat import (
     MOST_ANSWERS,
+    NO_QUESTION,
     TOO_MANY,
     Unusable,
     conversation,
@@ -46,4 +47,4 @@ def read(row: Mapping[str, Any], line: int, _options: DatasetOptions) -> Iterato
         if asked is not None and asked < place:
             yield Example(context=messages[:place], answer=messages[place], tools=tools, line=line)
         else:
-            yield "an answer has no question before it"
+            yield NO_QUESTION

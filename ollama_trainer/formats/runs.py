@@ -78,11 +78,17 @@ def _unsuccessful(output: Any) -> str | None:
 
 def _in_order(trail: Sequence[Step]) -> list[Step]:
     """The steps in their order, of each repeated one the last."""
+    places = {id(step): place for place, step in enumerate(trail)}
     last = {
         (str(step.get("nodeId")), str(step.get("round")), _order(step, place)): step
         for place, step in enumerate(trail)
     }
-    return [last[key] for key in sorted(last, key=lambda key: key[2])]
+    rounds = [step.get("round") for step in last.values()]
+    by_round = all(isinstance(each, int) for each in rounds)
+    return sorted(
+        last.values(),
+        key=lambda step: (step["round"] if by_round else 0, _order(step, places[id(step)])),
+    )
 
 
 def _order(step: Step, place: int) -> float:
@@ -93,7 +99,8 @@ def _order(step: Step, place: int) -> float:
 def _examples(steps: Sequence[Step], line: int, agent: str | None) -> Iterator[Example | str]:
     """Walks through a run; `agent` is whose answers are learned, None: everybody's."""
     talks: defaultdict[str, _Talk] = defaultdict(_Talk)
-    handed_on: str | None = None
+    #: The place that spoke last, and what it said.
+    handed_on: tuple[str, str | None] = ("", None)
     for step in steps:
         talk = talks[str(step.get("nodeId"))]
         try:
@@ -107,10 +114,12 @@ def _examples(steps: Sequence[Step], line: int, agent: str | None) -> Iterator[E
             continue
         if not _is_agents(step):
             continue
-        talk.hear(said if said is not None else handed_on)
+        node, words = handed_on
+        # Nobody hands on to itself.
+        talk.hear(words if said is None and node != str(step.get("nodeId")) else said)
         if answer is None:
             continue
-        handed_on = answer
+        handed_on = str(step.get("nodeId")), answer
         context = talk.answered(answer)
         if agent is not None and step.get("agentId") != agent:
             yield "a step is another agent's"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -27,6 +28,8 @@ from ollama_trainer.records import (
 
 #: Examples whose tokens are counted where nothing is trained; more are estimated from them.
 _ENOUGH = 512
+#: For trying out a model that was only ever called by tools.
+_ANY_QUESTION = "Hello"
 #: What tokens outside of the texts may take beyond what the template writes.
 _MARGIN_BYTES = 16
 
@@ -49,7 +52,11 @@ class PreparedData:
 
 
 def prepare(
-    path: Path, base: GgufFile, training: TrainingOptions, options: DatasetOptions | None = None
+    path: Path,
+    base: GgufFile,
+    training: TrainingOptions,
+    options: DatasetOptions | None = None,
+    scratch: Path | None = None,
 ) -> PreparedData:
     """Reads and tokenises a data set, and sets apart what the run is judged on.
 
@@ -59,14 +66,16 @@ def prepare(
         training: examples of more than its max_length tokens are dropped, never cut; its seed is
             that of the choice of held-out rows.
         options: what is made of the rows.
+        scratch: directory for temporary files; None means the system's.
 
     Raises:
         DatasetError: nothing in it can be used, or it must not be.
+        DiskFull: there is no room for temporary files.
         BaseModelError: the base has no usable chat template.
     """
     options = options or DatasetOptions()
     with (
-        compile_dataset(path, options, METHODS) as compiled,
+        compile_dataset(path, options, METHODS, scratch) as compiled,
         open_prompt_format(base) as form,
     ):
         seen = tokenize(compiled, form, training)
@@ -86,14 +95,18 @@ def prepare(
             held_out=held_out,
             n_kept=len(kept),
             probe=probe_text(form.tokenizer, limit),
-            question=seen[0].example.prompt,
+            question=seen[0].example.question or _ANY_QUESTION,
             stop=form.tokenizer.text([form.end_of_turn]),
             report=report_of(compiled, training, form, seen, len(kept)),
         )
 
 
 def inspect(
-    path: Path, base: str, training: TrainingOptions, options: DatasetOptions
+    path: Path,
+    base: str,
+    training: TrainingOptions,
+    options: DatasetOptions,
+    scratch: Path | None = None,
 ) -> DatasetReport:
     """What a run would make of a data set, without the run.
 
@@ -103,11 +116,16 @@ def inspect(
             report says so.
         training: as of `prepare`.
         options: what is made of the rows.
+        scratch: directory for temporary files; None means the system's.
 
     Raises:
         DatasetError: nothing in it can be used, or it must not be.
+        DiskFull: there is no room for temporary files.
     """
-    with compile_dataset(path, options) as compiled, contextlib.ExitStack() as stack:
+    with (
+        compile_dataset(path, options, scratch=scratch) as compiled,
+        contextlib.ExitStack() as stack,
+    ):
         try:
             gguf = read_gguf(resolve_base(base).gguf)
             form = stack.enter_context(open_prompt_format(gguf))
@@ -143,23 +161,27 @@ def tokenize(
     """
     limit = training.max_length
     drawn = compiled.examples(most_examples(training), training.seed)
-    counted = set(range(0, len(drawn), max(1, len(drawn) // (enough or len(drawn) or 1))))
+    n_counted = min(len(drawn), enough or len(drawn))
+    # By chance: rows often come in an order that repeats.
+    chance = random.Random(training.seed)  # noqa: S311 - a choice, no secret
+    counted = set(chance.sample(range(len(drawn)), n_counted))
     # No token is shorter than a byte.
     surely = limit - len(form.prompt("").encode()) - _MARGIN_BYTES
     seen: list[Seen] = []
     for place, (number, group, example) in enumerate(drawn):
         if place not in counted and is_plain(example) and _n_bytes(example) <= surely:
-            seen.append(Seen(example=example, group=group, ids=None))
+            seen.append(Seen(example=example, group=group, ids=None, sampled=False))
             continue
         try:
             ids = form.tokenize(example)
         except TemplateRefusal as error:
-            compiled.drop(error.cause[:200], number)
+            compiled.drop(error.reason, number)
             continue
         if len(ids.ids) > limit:
             compiled.drop(f"longer than {limit} tokens", number)
             continue
-        seen.append(Seen(example=example, group=group, ids=ids))
+        seen.append(Seen(example=example, group=group, ids=ids, sampled=place in counted))
+    compiled.drop_unpaired()
     if not seen:
         raise nothing_left(
             compiled,

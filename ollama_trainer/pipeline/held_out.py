@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from ollama_trainer.compiler import content
 from ollama_trainer.compiler.near import Groups
 from ollama_trainer.records import Example
 
@@ -71,10 +72,11 @@ def _to_keep(
     examples: Sequence[Example], groups: Collection[list[int]], chance: random.Random
 ) -> set[int]:
     """Indices of groups whose one answer stands in enough rows outside: one group an answer."""
-    rows = Counter(example.completion for example in examples)
+    said = [content(example.answer) for example in examples]
+    rows = Counter(said)
     candidates = defaultdict(list)
     for members in groups:
-        answers = {examples[member].completion for member in members}
+        answers = {said[member] for member in members}
         answer = answers.pop()
         if not answers and rows[answer] - len(members) >= _REMAIN:
             candidates[answer].append(members)
@@ -89,18 +91,18 @@ def _to_keep(
 
 def _in_other_words(rows: Sequence[Example], n: int, chance: random.Random) -> Iterator[Example]:
     """`n` rephrased rows: of different rows first, in different ways; fewer where rows are few."""
-    asked = [row for row in rows if row.context[-1]["role"] == "user"]
+    asked = [row for row in rows if row.question]
     order = chance.sample(range(len(asked)), len(asked))
     # Nor an empty prompt, which is what is left of a lone question mark.
-    taken = {"", *(row.prompt for row in rows)}
+    taken = {"", *(row.question for row in rows)}
     for turn in range(len(asked) * len(_WAYS)):
         before, number = divmod(turn, len(asked))
         row, way = asked[order[number]], _WAYS[(number + before) % len(_WAYS)]
-        prompt = way(row.prompt)
-        if n > 0 and prompt not in taken:
-            taken.add(prompt)
+        question = way(row.question)
+        if n > 0 and question not in taken:
+            taken.add(question)
             n -= 1
-            yield row.asked(prompt)
+            yield row.asked(question)
 
 
 def _bare(prompt: str) -> str:

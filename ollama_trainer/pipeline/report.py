@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import statistics
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from ollama_trainer.backends import METHODS
 from ollama_trainer.compiler import Compiled
 from ollama_trainer.pipeline.plan import batches_for
-from ollama_trainer.prompts import PromptFormat
+from ollama_trainer.prompts import PromptFormat, TemplateRefusal
 from ollama_trainer.records import (
     DatasetReport,
     DroppedRows,
@@ -35,6 +36,8 @@ class Seen:
     group: int
     #: None: they were not counted, being few enough to fit.
     ids: TokenizedExample | None
+    #: Whether it is one of those that stand for all.
+    sampled: bool
 
 
 def report_of(
@@ -56,7 +59,8 @@ def report_of(
     n_examples = len(compiled)
     lengths = [len(one.ids.ids) for one in seen if one.ids is not None]
     drawn = len(lengths) < n_examples
-    tokens = round(statistics.fmean(lengths) * n_examples) if drawn and lengths else sum(lengths)
+    sampled = [len(one.ids.ids) for one in seen if one.ids is not None and one.sampled]
+    tokens = round(statistics.fmean(sampled) * n_examples) if drawn and sampled else sum(lengths)
     n_trained = (len(seen) or n_examples) - n_held_out
     return DatasetReport(
         format=compiled.format,
@@ -74,7 +78,7 @@ def report_of(
         bad=compiled.counts.bad,
         pairs=compiled.counts.pairs,
         secrets=dict(compiled.secrets),
-        near_duplicates=compiled.n_near,
+        near_duplicates=_n_near(compiled, seen),
         held_out=n_held_out,
         tokens=tokens if form is not None else None,
         tokens_estimated=drawn and form is not None,
@@ -92,19 +96,24 @@ def _warnings(
     counts, choice = compiled.counts, compiled.choice
     n_used, n_read = compiled.rows_used, compiled.rows_read
     if choice.method not in METHODS:
-        yield (
-            f"training with {choice.method} is not possible yet: a run trains on the good answers "
-            f"alone ({', '.join(METHODS)})"
+        does = (
+            "a run is refused"
+            if choice.asked
+            else f"a run trains on the {counts.good} good answers alone ({', '.join(METHODS)})"
         )
+        yield f"training with {choice.method} is not possible yet: {does}"
+    if seen and len(seen) < len(compiled):
+        yield f"a training sees {len(seen)} of the {len(compiled)} examples, drawn by the seed"
     if n_used < (1 - _MANY) * n_read and choice.trained_with == "sft":
         yield f"{n_read - n_used} of {n_read} rows are not used: see dropped"
     if counts.several_answers:
         yield f"{counts.several_answers} inputs have several good answers that differ"
     if counts.bad > counts.good:
         yield f"there are more bad answers ({counts.bad}) than good ones ({counts.good})"
-    if compiled.n_near > _MANY * len(compiled):
+    n_near = _n_near(compiled, seen)
+    if n_near > _MANY * len(compiled):
         yield (
-            f"{compiled.n_near} of {len(compiled)} examples nearly repeat another one: they teach "
+            f"{n_near} of {len(compiled)} examples nearly repeat another one: they teach "
             "little, and weigh as much as the others"
         )
     if compiled.secrets:
@@ -115,6 +124,13 @@ def _warnings(
             "does not have: the model may learn to answer without calling them"
         )
     yield from _warnings_of_base(form, seen, n_held_out)
+
+
+def _n_near(compiled: Compiled, seen: Sequence[Seen]) -> int:
+    """Examples that repeat another one nearly, without those that were dropped since, if known."""
+    if len(seen) < len(compiled):
+        return min(compiled.n_near, len(compiled))
+    return len(seen) - len({one.group for one in seen})
 
 
 def _warnings_of_base(
@@ -149,10 +165,7 @@ def _samples(
 ) -> Iterator[Sample]:
     """Examples from all over the file."""
     if compiled.choice.trained_with == "dpo":
-        for good, bad in itertools.islice(compiled.pairs(), _SAMPLES):
-            prompt, trained = _shown(form, good)
-            _, rejected = _shown(form, bad)
-            yield Sample(line=good.line, prompt=prompt, trained=trained, rejected=rejected)
+        yield from itertools.islice(_pairs_shown(compiled, form), _SAMPLES)
         return
     known = {id(one.example): len(one.ids.ids) for one in seen if one.ids is not None}
     examples = [one.example for one in seen] or [
@@ -165,6 +178,15 @@ def _samples(
         yield Sample(
             line=example.line, prompt=prompt, trained=trained, n_tokens=known.get(id(example))
         )
+
+
+def _pairs_shown(compiled: Compiled, form: PromptFormat | None) -> Iterator[Sample]:
+    for good, bad in compiled.pairs():
+        # Of a large file only some were tried with the template.
+        with contextlib.suppress(TemplateRefusal):
+            prompt, trained = _shown(form, good)
+            _, rejected = _shown(form, bad)
+            yield Sample(line=good.line, prompt=prompt, trained=trained, rejected=rejected)
 
 
 def _shown(form: PromptFormat | None, example: Example) -> tuple[str, str]:

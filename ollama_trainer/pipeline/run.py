@@ -281,12 +281,9 @@ def _base(run: Run) -> tuple[BaseGguf, GgufFile]:
 def _dataset(run: Run, gguf: GgufFile) -> PreparedData:
     with run.stage(Stage.DATASET):
         _check_snapshot(run.directory)
-        data = prepare(
-            run.directory.dataset,
-            gguf,
-            within_context(run.spec.training, gguf),
-            run.spec.dataset,
-        )
+        training = within_context(run.spec.training, gguf)
+        with run.directory.scratch() as scratch:
+            data = prepare(run.directory.dataset, gguf, training, run.spec.dataset, scratch)
         report = data.report
         write_text(run.directory.dataset_report, report.model_dump_json(indent=1))
         run.metrics |= {

@@ -106,6 +106,12 @@ def check_source(dataset_ref: str, roots: Sequence[Path] = ()) -> Path:
     """
     source = _locate(dataset_ref, roots)
     try:
+        str(source).encode()
+    except UnicodeEncodeError as error:
+        raise DatasetError(
+            f"the name of the data set {_shown(str(source))} is not UTF-8", "Rename it."
+        ) from error
+    try:
         _open_regular(source).close()
     except OSError as error:
         raise _failed(source, error) from error

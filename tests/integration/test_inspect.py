@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from ollama_trainer.bases import resolve_base
+from ollama_trainer.errors import DatasetError, DiskFull
+from ollama_trainer.gguf.file import read_gguf
 from ollama_trainer.pipeline.dataset import inspect
+from ollama_trainer.prompts import open_tokenizer
 from ollama_trainer.records import DatasetOptions, DatasetReport, TrainingOptions
 from tests.tiny_models import tiny_model, write_gguf
 
@@ -259,3 +265,112 @@ async def test_options_travel_with_a_run(api: Api, rows: WriteRows) -> None:
     status = await api.end(refused)
     assert status["status"] == "failed"
     assert "field 'secrets' is not valid" in status["error"]
+
+
+def test_json_is_what_stands_in_the_rows(tmp_path: Path) -> None:
+    """No picture is drawn for a word, and no terminal decides which letters there are."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(row("Say :smile: [b]now[/b] é😀", "yes"), encoding="utf-8")
+    for encoding in ("utf-8", "ascii"):
+        done = subprocess.run(
+            [*INSPECT, path, "--json"],
+            capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+        )
+        (sample,) = json.loads(done.stdout.decode())["samples"]
+        assert "Say :smile: [b]now[/b] é😀" in sample["prompt"]
+
+
+def test_a_terminal_obeys_no_row(tmp_path: Path) -> None:
+    """A row may hold what would clear the screen or set the clipboard."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(row("\x1b]0;title\x07 q", "a\x1b[2J"), encoding="utf-8")
+    done = subprocess.run(
+        [*INSPECT, path], capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"\x1b" not in done.stdout
+    assert rb"\x1b]0;title\x07 q" in done.stdout
+
+
+def test_a_name_that_is_no_text_is_told(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"\xff.jsonl")).write_text(row("q", "a"))
+    done = subprocess.run([*INSPECT, os.fsencode(tmp_path) + b"/\xff.jsonl"], capture_output=True)
+    assert done.returncode == 1
+    assert b"is not UTF-8" in done.stderr
+
+
+async def test_who_went_away_holds_nobody_up(
+    api: Api, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that was closed must not keep the next one waiting, nor leave files."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    large = tmp_path / "large.jsonl"
+    with large.open("w", encoding="utf-8") as file:
+        file.writelines(
+            row(f"Question {number}?", f"Answer {number}.") for number in range(400_000)
+        )
+    gone = [
+        asyncio.create_task(api.call("POST", "/datasets/inspect", json={"datasetRef": str(large)}))
+        for _ in range(3)
+    ]
+    await until(_inspectors)
+    for each in gone:
+        each.cancel()
+    await until(lambda: not _inspectors())
+    code, _ = await api.call("POST", "/datasets/inspect", json={"datasetRef": str(mixed)})
+    assert code == 200
+    await until(lambda: not list((tmp_path / "temporary").iterdir()))
+
+
+def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
+    """The table of a large file finds no room where temporary files lie."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = shutil.which("mount")
+    command = [str(mount), "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)]
+    if mount is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("a file system can only be mounted by root")
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(row(f"q{n}", "a") for n in range(30_000)), encoding="utf-8")
+    try:
+        with pytest.raises(DiskFull, match="no room for temporary files"):
+            inspect(path, "smollm2", TrainingOptions(), DatasetOptions(), disk)
+        assert not list(disk.iterdir())
+    finally:
+        subprocess.run([str(shutil.which("umount")), "-l", str(disk)], check=True)
+
+
+def test_tokens_of_many_are_estimated_from_those_that_stand_for_all(tmp_path: Path) -> None:
+    """Long ones are all counted, to see whether they fit; they must not weigh more for that."""
+    path = tmp_path / "rows.jsonl"
+    rows = [row(f"Question {n}?" + "word " * (450 if n % 10 == 0 else 5), "a") for n in range(3000)]
+    path.write_text("".join(rows), encoding="utf-8")
+    report = report_on(path)
+    assert report.tokens_estimated
+    with open_tokenizer(read_gguf(resolve_base("smollm2").gguf)) as tokenizer:
+        texts = (json.loads(json.loads(each)["input"]) for each in rows)
+        question = sum(len(tokenizer.ids(text, special=False)) for text in texts)
+    # The template takes some thirty tokens.
+    assert question + 25 * 3000 < (report.tokens or 0) < 1.1 * question + 40 * 3000
+
+
+def test_a_pair_needs_both_its_answers(tmp_path: Path) -> None:
+    """Where one is too long the other says nothing, and the report counts neither."""
+    path = tmp_path / "rows.jsonl"
+    pairs = [
+        {"prompt": f"q{n}", "chosen": "word " * 99 * (n < 3), "rejected": "b"} for n in range(5)
+    ]
+    for pair in pairs[3:]:
+        pair["chosen"] = "a"
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    training = TrainingOptions(max_length=64)
+    report = inspect(path, "smollm2", training, DatasetOptions())
+    assert (report.method, report.pairs, report.examples, report.rows_used) == ("dpo", 2, 4, 2)
+    assert [sample.line for sample in report.samples] == [4, 5]
+    alone = "no answer of the other kind to the same input"
+    assert report.dropped[alone].lines == (1, 2, 3)
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs[:3]), encoding="utf-8")
+    with pytest.raises(DatasetError, match="None of the 3 rows"):
+        inspect(path, "smollm2", training, DatasetOptions())

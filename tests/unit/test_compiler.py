@@ -590,10 +590,12 @@ def test_a_pair_of_which_one_is_dropped_is_none(index: Index) -> None:
     """The other half says nothing by itself."""
     fill(index, (1, 1, True), (1, 2, False), (2, 1, True), (2, 2, False))
     index.drop_one("too long", 4)
+    assert index.drop_unpaired("alone") == 1
+    assert [(reason, lines) for reason, _, lines in index.dropped(9)] == [
+        ("alone", [3]),
+        ("too long", [4]),
+    ]
     assert [(good.id, bad.id) for good, bad in index.pairs()] == [(1, 2)]
-    index.drop(BAD, "good = 0")
-    assert list(index.pairs()) == []
-    assert dropped(index) == {BAD: [2], "too long": [4]}
 
 
 def test_a_line_of_several_examples_counts_once(index: Index) -> None:
@@ -630,7 +632,10 @@ def test_the_index_agrees_with_a_plain_one(
     assert counts.several_answers == sum(
         sum(context == one for context, _ in good_ones) > 1 for one in inputs
     )
-    assert sorted((b[0], b[1]) for _, b in pairs) == sorted(k for k in bad if k[0] in both)
+    # Every answer of such an input is in a pair, and no pair comes twice.
+    assert {b[:2] for _, b in pairs} == {key for key in bad if key[0] in both}
+    assert {g[:2] for g, _ in pairs} == {key for key in good_ones if key[0] in both}
+    assert len(set(pairs)) == len(pairs) == counts.pairs
     assert all(g[0] == b[0] and g[2] and not b[2] for g, b in pairs)
     assert counts.pairs == len(pairs)
 
@@ -739,8 +744,8 @@ PAIRED = Counts(good=9, bad=9, good_inputs=9, paired_inputs=9, pairs=9)
         (GOOD_ONLY, "dpo", "a good and a bad answer to the same input"),
         (UNPAIRED, "dpo", "a good and a bad answer to the same input"),
         (PAIRED, "dpo", ""),
-        (GOOD_ONLY, "kto", "both good and bad answers"),
-        (Counts(bad=9), "kto", "both good and bad answers"),
+        (GOOD_ONLY, "kto", "a bad answer"),
+        (Counts(bad=9), "kto", "a good answer"),
         (UNPAIRED, "kto", ""),
         (PAIRED, "kto", ""),
     ],

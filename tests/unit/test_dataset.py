@@ -11,8 +11,9 @@ import pytest
 from ollama_trainer.errors import DatasetError
 from ollama_trainer.gguf.file import GgufFile, read_gguf
 from ollama_trainer.pipeline.dataset import PreparedData, prepare, probe_text
+from ollama_trainer.pipeline.held_out import split
 from ollama_trainer.prompts import open_prompt_format, open_tokenizer
-from ollama_trainer.records import TokenizedExample, TrainingOptions
+from ollama_trainer.records import Example, TokenizedExample, TrainingOptions
 from tests.tiny_models import tiny_model, write_gguf
 
 #: Eight answers, five wordings each.
@@ -97,3 +98,35 @@ def test_the_probe_is_plain_text(base: GgufFile, max_length: int) -> None:
         assert "<|" not in beginning
         assert "%%" not in beginning
         assert beginning.strip()
+
+
+def test_rows_that_end_with_a_tools_words_are_judged_too(base: GgufFile, tmp_path: Path) -> None:
+    """The user's question before it is asked in other words."""
+    talk = [
+        {"role": "user", "content": "Where is it?"},
+        {"role": "assistant", "content": "I look.", "weight": 0},
+        {"role": "tool", "content": "In the yard."},
+        {"role": "assistant", "content": "In the yard."},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": talk}) + "\n", encoding="utf-8")
+    data = prepare(path, base, TrainingOptions())
+    asked = [prompt for prompt, _ in texts(base, data.held_out)]
+    assert len(asked) == 4
+    assert "<|im_start|>user\nwhere is it<|im_end|>" in asked[0]
+    assert all("<|im_start|>tool\nIn the yard.<|im_end|>" in prompt for prompt in asked)
+    assert data.question == "Where is it?"
+
+
+def test_different_calls_are_different_answers(base: GgufFile) -> None:
+    """None of them says a word, and each must be learned."""
+    calls = [{"function": {"name": "look", "arguments": {"n": n}}} for n in range(40)]
+    examples = [
+        Example(
+            context=({"role": "user", "content": f"Question {line}?"},),
+            answer={"role": "assistant", "content": "", "tool_calls": [call]},
+            line=line,
+        )
+        for line, call in enumerate(calls, start=1)
+    ]
+    assert split(examples, 1).kept == ()

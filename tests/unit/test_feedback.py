@@ -372,3 +372,18 @@ def test_inputs_that_say_nothing_are_dropped(tmp_path: Path, value: str, reason:
     data = read_lines(tmp_path, row(), row(value), row('"Execute your task. Then rest."'))
     assert data.dropped == {reason: (2,)}
     assert [example.line for example in data.examples] == [1, 3]
+
+
+@pytest.mark.parametrize("value", ["null", '"null"', '"undefined"', "{}", "[]", None])
+def test_no_output_is_no_answer(tmp_path: Path, value: Any) -> None:
+    """An agent that ended without a word would teach the model to say null."""
+    data = read_lines(tmp_path, row(), row('"q2"', value))
+    assert data.dropped == {"empty input or output": (2,)}
+
+
+@pytest.mark.parametrize("key", ["sk-ant-api03-" + "A" * 20, "\x1b[31m\nred", "\ud800", "x" * 21])
+def test_keys_are_not_repeated_unless_they_are_words(tmp_path: Path, key: str) -> None:
+    """What a file has for its keys would stand in logs and on the page."""
+    with pytest.raises(DatasetError, match="its keys: none that is a word") as caught:
+        read_bytes(tmp_path, json.dumps({key: 1}).encode())
+    assert key not in str(caught.value)

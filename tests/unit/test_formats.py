@@ -128,7 +128,6 @@ def test_a_string_in_arguments_is_not_decoded_again(tmp_path: Path) -> None:
         ([tool_call("[" * 100_000)], "a tool call has arguments that are no JSON"),
         ([tool_call("[1]")], "a tool call has arguments that are no object"),
         ([tool_call('"text"')], "a tool call has arguments that are no object"),
-        ([tool_call(None)], "a tool call has arguments that are no object"),
         ([tool_call('{"a": NaN}')], "a tool call has arguments that are no object"),
         ([tool_call({"a": float("inf")})], "a tool call has arguments that are no object"),
         ([{"type": "function"}], "a tool call names no function"),
@@ -560,3 +559,51 @@ def test_a_conversation_without_end_costs_no_more_than_a_long_one(tmp_path: Path
         with compile_dataset(path, DatasetOptions()) as compiled:
             assert len(compiled) == 100
             assert "a line has more than 100 answers" in compiled.dropped
+
+
+def test_a_prompt_must_ask(tmp_path: Path) -> None:
+    """Without a question there is nothing that the answer answers."""
+    data = read_rows(
+        tmp_path,
+        [
+            {"prompt": "q", "completion": "a"},
+            {"prompt": [{"role": "system", "content": "Be brief."}], "completion": "b"},
+            {"prompt": [user("q"), assistant("a")], "completion": "c"},
+        ],
+    )
+    assert data.texts == [("q", "a")]
+    assert data.dropped == {
+        "an answer has no question before it": [2],
+        "a prompt ends with an answer": [3],
+    }
+
+
+def test_ids_of_calls_make_no_other_call(tmp_path: Path) -> None:
+    """They are drawn by chance; the same call rated twice is one."""
+    talks = [
+        {
+            "messages": [
+                user("q"),
+                assistant("", tool_calls=[{**tool_call("{}"), "id": f"call_{n}"}]),
+            ]
+        }
+        for n in range(3)
+    ]
+    data = read_rows(tmp_path, talks)
+    assert len(data.examples) == 1
+    assert data.dropped == {"repeats an earlier row": [2, 3]}
+
+
+def test_a_function_without_parameters_may_be_called_with_nothing(tmp_path: Path) -> None:
+    """Servers write an empty text, or nothing."""
+    for nothing in ("", None, "{}", {}):
+        talk = {"messages": [user("q"), assistant("", tool_calls=[tool_call(nothing)])]}
+        (example,) = read_rows(tmp_path, [talk]).examples
+        assert example.answer["tool_calls"][0]["function"]["arguments"] == {}
+
+
+def test_a_tool_may_have_nothing_to_say(tmp_path: Path) -> None:
+    """What the model says then is an answer like any other."""
+    call = assistant("", tool_calls=[tool_call("{}")], weight=0)
+    talk = [user("q"), call, {"role": "tool", "content": ""}, assistant("Done.")]
+    assert read_rows(tmp_path, [{"messages": talk}]).texts == [("", "Done.")]

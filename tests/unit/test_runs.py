@@ -300,3 +300,27 @@ def test_a_file_of_runs_that_all_failed_says_so(tmp_path: Path) -> None:
     rows = [{**run([]), "output": FAILED}] * 3
     with pytest.raises(DatasetError, match=r"None of the 3 rows.*the run failed: 3 \(lines 1, 2,"):
         read_rows(tmp_path, rows)
+
+
+def test_nobody_hands_on_to_itself(tmp_path: Path) -> None:
+    """What a place said is not what it was asked next."""
+    trail = [
+        {"nodeId": "n", "agentId": "a", "order": 0, "input": "hi", "output": "X"},
+        {"nodeId": "n", "agentId": "a", "order": 1, "output": "Y"},
+        {"nodeId": "m", "agentId": "b", "order": 2, "output": "Z"},
+    ]
+    row = {"runId": "r", "trail": trail, "output": {"output": "Z"}}
+    data = read_rows(tmp_path, [row])
+    assert data.texts == [("hi", "X"), ("Y", "Z")]
+    assert data.dropped == {"a step has no input": [1]}
+
+
+def test_orders_may_begin_anew_in_each_round(tmp_path: Path) -> None:
+    """Otherwise a later answer would stand before an earlier question."""
+    trail = [
+        {"nodeId": node, "agentId": "a", "round": turn, "order": order, "input": f"{node}{turn}?",
+         "output": f"{node}{turn}."}
+        for turn in (0, 1) for order, node in enumerate("mn")
+    ]  # fmt: skip
+    data = read_rows(tmp_path, [{"runId": "r", "trail": trail, "output": {"output": "x"}}])
+    assert [text for _, text in data.texts] == ["m0.", "n0.", "m1.", "n1."]
