@@ -352,18 +352,17 @@ def test_tokens_of_many_are_estimated_from_those_that_stand_for_all(tmp_path: Pa
     with open_tokenizer(read_gguf(resolve_base("smollm2").gguf)) as tokenizer:
         texts = (json.loads(json.loads(each)["input"]) for each in rows)
         question = sum(len(tokenizer.ids(text, special=False)) for text in texts)
-    # The template takes some thirty tokens.
-    assert question + 25 * 3000 < (report.tokens or 0) < 1.1 * question + 40 * 3000
+    # The template takes some thirty tokens. Counted with all long ones it were 800,000.
+    assert 0.6 * question + 25 * 3000 < (report.tokens or 0) < 1.4 * question + 40 * 3000
 
 
 def test_a_pair_needs_both_its_answers(tmp_path: Path) -> None:
     """Where one is too long the other says nothing, and the report counts neither."""
     path = tmp_path / "rows.jsonl"
     pairs = [
-        {"prompt": f"q{n}", "chosen": "word " * 99 * (n < 3), "rejected": "b"} for n in range(5)
+        {"prompt": f"q{n}", "chosen": "word " * 99 if n < 3 else "a", "rejected": "b"}
+        for n in range(5)
     ]
-    for pair in pairs[3:]:
-        pair["chosen"] = "a"
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
     training = TrainingOptions(max_length=64)
     report = inspect(path, "smollm2", training, DatasetOptions())

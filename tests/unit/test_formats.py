@@ -596,7 +596,8 @@ def test_ids_of_calls_make_no_other_call(tmp_path: Path) -> None:
 
 def test_a_function_without_parameters_may_be_called_with_nothing(tmp_path: Path) -> None:
     """Servers write an empty text, or nothing."""
-    for nothing in ("", None, "{}", {}):
+    nothings: tuple[object, ...] = ("", None, "{}", {})
+    for nothing in nothings:
         talk = {"messages": [user("q"), assistant("", tool_calls=[tool_call(nothing)])]}
         (example,) = read_rows(tmp_path, [talk]).examples
         assert example.answer["tool_calls"][0]["function"]["arguments"] == {}
