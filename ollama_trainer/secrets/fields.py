@@ -5,30 +5,20 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from enum import Enum
 
 from ollama_trainer.secrets import values
 from ollama_trainer.secrets.found import Look, Rule, Secret
+from ollama_trainer.secrets.objects import (
+    SPACE,
+    Name,
+    Trust,
+    if_secret,
+    inside,
+    is_secret,
+    value_before,
+    value_behind,
+)
 from ollama_trainer.secrets.prose import password_in_prose
-from ollama_trainer.secrets.values import Value
-
-
-class Trust(Enum):
-    """How far a name alone tells that its value is secret."""
-
-    ANY = "whatever the value looks like"
-    LIKELY = "unless it is an ordinary word"
-    RANDOM = "only if it looks random"
-
-
-@dataclass(frozen=True, slots=True)
-class Name:
-    """What a field's name says about its value."""
-
-    kind: str
-    trust: Trust
-
 
 # What may stand behind a word without another meaning for the whole name.
 _SUFFIX = (
@@ -46,12 +36,13 @@ _TAIL = (
     r"(?:value|val|text|content|default|plaintext)\\{0,1023}[\"'`]\s{0,8}:\s{0,8})"
     r"|(?P<html>(?<=[\"'])\s[^<>]{0,160}?\bvalue\s?=\s?)"
     r"|(?P<xml>(?<=[A-Za-z])>)"
+    # The name is itself a value: what it names stands elsewhere in the object.
+    rf"|(?P<apart>(?<=[\"'`])(?={SPACE}[,}}]))"
     r")"
 )
 _NAME_MARKS = string.ascii_letters + string.digits + "_.$-"
 _LINE_START = re.compile(r"(?:^|\n)[ \t]{0,32}(?:export |set |ENV |\$env:|- )?$")
 _CODE = re.compile(r"(?:[A-Za-z_$][\w$]*)(?:\??\.[A-Za-z_$][\w$]*)+\W{0,2}|[A-Za-z_$][\w$]*$")
-_WORD = re.compile(r"[^\W\d_]+[.!?]?")
 _XML = re.compile(r"[^<>]{1,4096}+(?=</)")
 _MARKS = ".,;:!?"
 
@@ -93,41 +84,37 @@ def _before(text: str, start: int) -> str:
 
 
 def _secrets(text: str, start: int, found: re.Match[str], name: Name) -> Iterator[Secret]:
-    at = found.end()
     if found["xml"] is not None:
+        at = found.end()
         xml = _XML.match(text, at) if text[start - 1 : start] == "<" else None
-        if xml and _is_secret(xml[0], name):
+        if xml and is_secret(xml[0], name):
             yield Secret(kind=name.kind, start=at, end=xml.end())
-        return
+    elif found["apart"] is not None:
+        behind = value_behind(text, found.end(), found["close"])
+        if behind is not None:
+            yield from _value(text, start, behind, found, name)
+        before = value_before(text, start, found["close"])
+        if before is not None:
+            yield from if_secret(text, before, name)
+    else:
+        yield from _value(text, start, found.end(), found, name)
+
+
+def _value(text: str, start: int, at: int, found: re.Match[str], name: Name) -> Iterator[Secret]:
+    """What is secret in the value at `at`, whose name starts at `start`."""
     value = values.quoted(text, at)
     if value is not None:
         # Behind `"Password: "` the quote closes: what follows is not the value.
         if found["close"] or text[value.start : value.start + 1] not in tuple("),;}]+"):
-            yield from _if_secret(text, value, name)
+            yield from if_secret(text, value, name)
     elif text.startswith(("[", "{"), at):
-        if name.trust is Trust.ANY and found["close"]:
-            yield from _inside(text, at, name)
+        if found["close"]:
+            yield from inside(text, at, name)
     else:
-        yield from _unquoted(text, start, found, name)
+        yield from _unquoted(text, start, at, found, name)
 
 
-def _if_secret(text: str, value: Value, name: Name) -> Iterator[Secret]:
-    if _is_secret(text[value.start : value.end], name):
-        yield Secret(kind=name.kind, start=value.start, end=value.end)
-
-
-def _is_secret(value: str, name: Name) -> bool:
-    if values.is_placeholder(value) or value.startswith("-----BEGIN"):
-        return False
-    if name.trust is Trust.ANY:
-        return True
-    if name.trust is Trust.LIKELY:
-        return _WORD.fullmatch(value) is None and " " not in value and len(value) >= 6
-    return values.looks_random(value, 12)
-
-
-def _unquoted(text: str, start: int, found: re.Match[str], name: Name) -> Iterator[Secret]:
-    at = found.end()
+def _unquoted(text: str, start: int, at: int, found: re.Match[str], name: Name) -> Iterator[Secret]:
     close = found["close"]
     if close and name.kind == "password":
         digits = values.number(text, at)
@@ -150,7 +137,7 @@ def _is_bare_secret(
     text: str, word: str, end: int, how: tuple[str | None, str | None, bool], name: Name
 ) -> bool:
     sep, space, first = how
-    if not _is_secret(word, name):
+    if not is_secret(word, name):
         return False
     if values.is_passwordish(word, 6) and text[end : end + 1] not in ("(", "["):
         return _CODE.fullmatch(word) is None or "." not in word
@@ -163,37 +150,6 @@ def _is_bare_secret(
     if tight:
         return alone and "." not in word and len(word) >= 4
     return alone and text[end : end + 1] in ("", "\n", "\r", "\\") and len(word) >= 4
-
-
-# Beside a secret these say what it is for.
-_TELLING_TEXT = """\
-type name id email mail url uri host hostname region username user login port database
-provider scheme kind label description title format key credentialkey save created
-"""
-_TELLING = frozenset(_TELLING_TEXT.split())
-_KEY = re.compile(r"""\s{0,64}(?:\\{0,1023}["']([^"'\\]{0,64})\\{0,1023}["']\s{0,8}:\s{0,8})?""")
-_NEXT = re.compile(r"""\\{0,1023}["'`]?\s{0,64},""")
-_MOST_INSIDE = 256
-
-
-def _inside(text: str, at: int, name: Name) -> Iterator[Secret]:
-    """The texts in a list or in a flat object of secrets."""
-    position = at + 1
-    for _ in range(_MOST_INSIDE):
-        key = _KEY.match(text, position)
-        if key is None:
-            return
-        value = values.quoted(text, key.end())
-        if value is None:
-            value = values.bare(text, key.end(), whole_line=False)
-            if value is None:
-                return
-        elif (key[1] or "").lower() not in _TELLING:
-            yield from _if_secret(text, value, name)
-        following = _NEXT.match(text, value.end)
-        if following is None:
-            return
-        position = following.end()
 
 
 def _password(before: str, suffix: str) -> Name | None:
@@ -359,7 +315,7 @@ def _filled(text: str, start: int, end: int) -> Iterable[Secret]:
     if found is None or not _FILLS.search(text, max(0, start - 60), start):
         return ()
     value = values.quoted(text, found.end())
-    return _if_secret(text, value, Name("password", Trust.ANY)) if value else ()
+    return if_secret(text, value, Name("password", Trust.ANY)) if value else ()
 
 
 _STORED = re.compile(
@@ -373,7 +329,7 @@ def _stored(text: str, _start: int, end: int) -> Iterable[Secret]:
     """An entry of a vault: `"credentialKey":"shop","value":"x"`."""
     found = _STORED.match(text, end)
     value = values.quoted(text, found.end()) if found else None
-    return _if_secret(text, value, Name("credential", Trust.ANY)) if value else ()
+    return if_secret(text, value, Name("credential", Trust.ANY)) if value else ()
 
 
 def _working_directory_or_password(text: str, start: int, end: int) -> Iterator[Secret]:

@@ -6,7 +6,9 @@ Only where a trigger stands, the rules that it belongs to look closer, within bo
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from heapq import heappop, heappush
 from typing import Any
 
 import ahocorasick_rs
@@ -18,6 +20,8 @@ from ollama_trainer.secrets.found import Look, Secret
 PIECE = 1 << 16
 LONGEST_TRIGGER = 32
 MOST_ROUNDS = 8
+# No kind is longer; tokens in small letters are.
+_PLACEHOLDER = re.compile(r"\[REDACTED:[a-z0-9-]{1,24}\]")
 
 
 class SecretFinder:
@@ -46,10 +50,11 @@ class SecretFinder:
     def find(self, text: str) -> list[Secret]:
         """The secrets of a text, in order and without overlaps."""
         found: list[Secret] = []
+        ahead: list[tuple[int, int]] = []
         for piece in range(0, len(text), PIECE):
             hits = self._search(text[piece : piece + PIECE + LONGEST_TRIGGER])
             if hits:
-                found += self._at(text, piece, hits, found[-1].end if found else 0)
+                found += self._at(text, piece, hits, ahead)
         # The rare letter first: looking for two takes twenty times as long.
         if "K" in text and "SK" in text:
             found += tokens.twilio_keys(text)
@@ -59,6 +64,20 @@ class SecretFinder:
                 found.extend(tokens.emails(text))
         return _without_overlaps(found) if found else found
 
+    def suspects(self, text: str) -> bool:
+        """Whether a look at the text is worth its time.
+
+        If not, `find` finds nothing in the text, nor in its parts where "\\n\\n" joins two.
+        """
+        if "@" in text or ("K" in text and "SK" in text):
+            return True
+        if len(text) <= PIECE:
+            return bool(self._search(text))
+        return any(
+            self._search(text[piece : piece + PIECE + LONGEST_TRIGGER])
+            for piece in range(0, len(text), PIECE)
+        )
+
     def _search(self, text: str) -> list[tuple[int, int, int]]:
         """The triggers in a text: which one, from where, to where."""
         if text.isascii():
@@ -67,51 +86,84 @@ class SecretFinder:
         return self._search_text(_lower(text))
 
     def _at(
-        self, text: str, piece: int, hits: list[tuple[int, int, int]], done: int
+        self,
+        text: str,
+        piece: int,
+        hits: list[tuple[int, int, int]],
+        ahead: list[tuple[int, int]],
     ) -> list[Secret]:
-        """What the rules find at the hits in one piece; nothing is looked for inside a secret."""
+        """What the rules find at the hits in one piece; nothing is looked for inside a secret.
+
+        Args:
+            ahead: a heap of where the secrets start and end that the hits have not passed yet.
+        """
         found: list[Secret] = []
+        done = 0
         for which, start, end in hits:
             if start >= PIECE:
                 break
-            if start + piece < done:
+            start, end = start + piece, end + piece
+            while ahead and ahead[0][0] <= start:
+                done = max(done, heappop(ahead)[1])
+            if start < done:
                 continue
             for look in self._looks[which]:
-                for secret in look(text, start + piece, end + piece):
-                    if _is_in_placeholder(text, start + piece):
+                for secret in look(text, start, end):
+                    if _is_in_placeholder(text, start):
                         break
                     found.append(secret)
-                    done = max(done, secret.end)
+                    heappush(ahead, (secret.start, secret.end))
+        if done:
+            heappush(ahead, (0, done))
         return found
 
     def redact(self, text: str) -> tuple[str, tuple[str, ...]]:
-        """The text with placeholders for its secrets, and their kinds in order.
+        """The text with placeholders for its secrets, and the kind of each of them in order.
 
         A text without secrets is returned as the same object.
         """
         found = self.find(text)
         if not found:
             return text, ()
-        kinds: dict[str, None] = {}
+        places: list[tuple[int, str]] = []
         # What stood beside a secret may read differently beside a placeholder.
         for _ in range(MOST_ROUNDS):
-            text = _replace(text, found)
-            kinds.update((secret.kind, None) for secret in found)
+            text, places = _replace(text, found, places)
             found = self.find(text)
             if not found:
                 break
-        return text, tuple(kinds)
+        return text, tuple(kind for _, kind in places)
 
 
-def _replace(text: str, found: list[Secret]) -> str:
+def _replace(
+    text: str, found: list[Secret], places: list[tuple[int, str]]
+) -> tuple[str, list[tuple[int, str]]]:
+    """Puts placeholders for what was found.
+
+    Args:
+        places: where earlier placeholders start, and their kinds.
+
+    Returns:
+        The new text, and where in it placeholders start; one within a secret is gone.
+    """
     parts: list[str] = []
-    position = 0
-    for secret in found:
-        parts.append(text[position : secret.start])
-        parts.append(f"{secret.quote}[REDACTED:{secret.kind}]{secret.quote}")
-        position = secret.end
-    parts.append(text[position:])
-    return "".join(parts)
+    moved: list[tuple[int, str]] = []
+    position = length = earlier = 0
+    for secret in [*found, None]:
+        start = secret.start if secret else len(text)
+        while earlier < len(places) and places[earlier][0] < (secret.end if secret else start):
+            at, kind = places[earlier]
+            if at < start:
+                moved.append((at - position + length, kind))
+            earlier += 1
+        parts.append(text[position:start])
+        length += start - position
+        if secret:
+            moved.append((length, secret.kind))
+            parts.append(f"{secret.quote}[REDACTED:{secret.kind}]{secret.quote}")
+            length += len(parts[-1])
+            position = secret.end
+    return "".join(parts), moved
 
 
 def _lower(text: str) -> str:
@@ -137,4 +189,5 @@ def _without_overlaps(found: list[Secret]) -> list[Secret]:
 def _is_in_placeholder(text: str, at: int) -> bool:
     """Whether the trigger is the name of a kind in a placeholder, which names no field."""
     opening = text.rfind("[REDACTED:", max(0, at - 32), at)
-    return opening >= 0 and text.find("]", opening, at) < 0
+    found = _PLACEHOLDER.match(text, opening) if opening >= 0 else None
+    return found is not None and at < found.end()

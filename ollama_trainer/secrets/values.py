@@ -93,22 +93,22 @@ def is_passwordish(value: str, least: int) -> bool:
     return _MARKED.fullmatch(value) is not None
 
 
-def quoted(text: str, start: int) -> Value | None:
+def quoted(text: str, start: int, *, longest: int = LONGEST) -> Value | None:
     """The quoted value that starts at `start`; its quotes may be escaped any number of times."""
     opening = _OPENING.match(text, start)
     if opening is None:
         return None
-    end = closing(text, opening.end(), len(opening[1]), opening[2])
+    end = closing(text, opening.end(), len(opening[1]), opening[2], longest)
     return Value(opening.end(), end, opening[1] + opening[2])
 
 
-def closing(text: str, start: int, escapes: int, quote: str) -> int:
+def closing(text: str, start: int, escapes: int, quote: str, longest: int) -> int:
     """Where a value ends whose quotes have so many backslashes before them.
 
     A quote inside the value has more of them, and a backslash at its end is written as so many
     that the remainder tells. Fewer mean that the string around the value ends.
     """
-    limit = min(len(text), start + LONGEST)
+    limit = min(len(text), start + longest)
     is_json = text[:1] in ("{", "[", '"')
     position = start
     while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import string
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from ollama_trainer.secrets import Secret, SecretFinder
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+from harmless_lines import harmless
 from secrets_corpus import judge, planted
 
 FINDER = SecretFinder()
@@ -132,6 +134,16 @@ def test_a_token_one_character_long_is_none(kind: str) -> None:
         ("Cookie: a=b; sessionid=abc123def; c=d", ("abc123def",)),
         ("curl -u anna:hunter1 https://h.test", ("hunter1",)),
         ("create user a identified by 'hunter'", ("hunter",)),
+        (
+            '{"passwords":["a",["b"],{"name":"n","value":"c"},null,"d"],"n":"e"}',
+            ("a", "b", "c", "d"),
+        ),
+        ('{"credentials":{"a":["x"],"word":"q"}}', ("q",)),
+        (r'{"i":"{\"passwords\":[\n  \"a\",\n  \"b\"\n]}"}', ("a", "b")),
+        (
+            '{"credentials":{"note":"{","name":"glpat-' + A36[:20] + '","w":"q"}}',
+            ("{", "glpat-" + A36[:20], "q"),
+        ),
     ],
 )
 def test_by_the_name_beside_it(text: str, secret: tuple[str, ...]) -> None:
@@ -210,6 +222,201 @@ def test_a_number_becomes_a_text() -> None:
     assert hidden('{"password":123456,"n":1}') == '{"password":"[REDACTED:password]","n":1}'
     inner = json.dumps({"input": '{"password":123456}'})
     assert json.loads(json.loads(hidden(inner))["input"]) == {"password": "[REDACTED:password]"}
+
+
+def nested(data: Any, levels: int, **how: Any) -> str:
+    for _ in range(levels):
+        data = {"input": json.dumps(data, **how)}
+    return json.dumps(data, **how)
+
+
+@pytest.mark.parametrize("key", ["secrets", "passwords", "credentials"])
+@pytest.mark.parametrize("levels", [0, 1, 2])
+def test_a_list_is_hidden_to_its_end(key: str, levels: int) -> None:
+    secrets = [f"q{number}x" for number in range(2000)]
+    text = nested({key: [*[None] * 400, *secrets], "n": "kept"}, levels)
+    assert [text[s.start : s.end] for s in FINDER.find(text)] == secrets
+    assert "kept" in hidden(text)
+
+
+TOKEN = "".join(TOKENS["github-token"])
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [
+        "[REDACTED: ",
+        "[REDACTED:",
+        "[REDACTED:password ",
+        "[REDACTED:Password] [REDACTED:",
+        "[REDACTED:x] ",
+        "[REDACTED:x\n",
+    ],
+)
+def test_nothing_hides_behind_half_a_placeholder(opening: str) -> None:
+    for after in ("", "]", " x]"):
+        redacted = hidden(opening + TOKEN + after)
+        assert redacted.startswith(f"{opening}[REDACTED:")
+        assert TOKEN[:12] not in redacted
+        told = opening + "my password is Sommer12" + after
+        assert "Sommer12" not in hidden(told)
+    assert "Ab1Cd" not in hidden(f'{{"password":"{opening}Ab1Cd"}}')
+
+
+def test_a_token_in_small_letters_is_no_kind() -> None:
+    token = "".join(TOKENS["mailgun-key"])
+    assert token not in hidden(f"[REDACTED:{token}]")
+
+
+@pytest.mark.parametrize(
+    ("data", "secret"),
+    [
+        ({"name": "password", "type": "string", "value": "s3cretPW99x"}, "s3cretPW99x"),
+        ({"label": "Password", "required": True, "value": "hunter two"}, "hunter two"),
+        ({"id": "api_key", "kind": "x", "value": "a"}, "a"),
+        ({"name": "password", "note": "Don't } {", "tags": ["a"], "n": -1.5, "value": "a"}, "a"),
+        ({"format": "password", "title": "x", "default": "hunter"}, "hunter"),
+        ({"value": "hunter", "key": "password"}, "hunter"),
+        ({"value": 'a "quoted" {one}', "hint": 'a } "b"', "name": "db_password", "z": 1}, None),
+        ({"label": "PIN", "value": "hunter", "zone": "x", "type": "password"}, "hunter"),
+        ({"name": "passwords", "type": "list", "value": ["a b"]}, "a b"),
+    ],
+)
+@pytest.mark.parametrize("levels", [0, 1, 2])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_value_apart_from_its_name(
+    data: dict[str, Any], secret: str | None, levels: int, indent: int | None
+) -> None:
+    others = {"value": "kept", "name": "user"}
+    text = nested([others, data, others], levels, indent=indent)
+    (found,) = FINDER.find(text)
+    if secret is not None:
+        assert text[found.start : found.end] == secret
+    read = json.loads(hidden(text))
+    for _ in range(levels):
+        read = json.loads(read["input"])
+    assert read[0] == read[2] == others
+    changed = {key for key in data if read[1][key] != data[key]}
+    assert changed == {"value" if "value" in data else "default"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"name":"password","type":"string"},{"value":"x"}]',
+        '[{"value":"x"},{"name":"password","type":"string"}]',
+        '{"a":{"name":"password","type":"string"},"value":"x"}',
+        '{"value":"x","a":{"name":"password"}}',
+        '{"value":"x","a":["name","password"]}',
+        '{"required":["user","password"],"type":"object","value":"x"}',
+        json.dumps({"name": "password", "note": "n" * 500, "value": "x"}),
+        json.dumps({"value": "x", "note": "n" * 500, "name": "password"}),
+        '{"name":"token","type":"string","value":"an ordinary text"}',
+        '{"name":"password","type":"string","value":""}',
+        '{"name":"password","type":"string","value":"{{password}}"}',
+        '{"value":"x","note":"it has a password"}',
+    ],
+)
+def test_a_value_of_something_else(text: str) -> None:
+    assert kinds(text) == ()
+
+
+ABOUT_A_FIELD = {
+    "$ref": "#/$defs/Password",
+    "anyOf": [{"type": "string", "pattern": "^a"}, {"type": "null"}],
+    "description": "The one for the shop.",
+    "errorMessage": "Eight at least",
+    "format": "password",
+    "help": "Ask Anna",
+    "items": {"type": "string", "pattern": "^b"},
+    "minLength": 8,
+    "pattern": "^.{8,}$",
+    "properties": {"user": {"type": "string", "default": "anna"}},
+    "required": ["user"],
+    "title": "Password",
+    "type": "string",
+    "writeOnly": True,
+    "x-order": "3rd",
+}
+
+
+@pytest.mark.parametrize("name", ["password", "token", "apiKey", "credentials", "clientSecret"])
+@pytest.mark.parametrize("levels", [0, 1])
+def test_schemas_stay(name: str, levels: int) -> None:
+    for about in (
+        ABOUT_A_FIELD,
+        dict(reversed(ABOUT_A_FIELD.items())),
+        {"type": "string", "pattern": "^.{8,}$"},
+    ):
+        schema = {"properties": {name: about, "n": {"type": "string"}}, "required": [name]}
+        text = nested(schema, levels)
+        assert hidden(text) == text
+
+
+@pytest.mark.parametrize("name", ["password", "token", "apiKey", "credentials", "clientSecret"])
+@pytest.mark.parametrize("levels", [0, 1])
+def test_values_in_schemas_go(name: str, levels: int) -> None:
+    value = "q7Xy82mPw31z"
+    for about in (
+        {"default": value, "type": "string"},
+        {"pattern": "^a", "const": value},
+        {"enum": ["", value]},
+        {"type": "string", "examples": [value]},
+        {"anyOf": [{"type": "null"}, {"type": "string", "example": value}]},
+    ):
+        text = nested({"properties": {name: about}}, levels)
+        (found,) = FINDER.find(text)
+        assert text[found.start : found.end] == value
+
+
+def test_each_secret_counts() -> None:
+    other = "".join(TOKENS["slack-token"])
+    text = f'{TOKEN} {other} {TOKEN} {{"password":123456}} {other}'
+    assert kinds(text) == (
+        "github-token",
+        "slack-token",
+        "github-token",
+        "password",
+        "slack-token",
+    )
+    assert len(kinds('{"passwords":["a","b","c"]}')) == 3
+
+
+@given(st.integers(1, 200), st.integers(0, 199), st.integers(0, 199))
+def test_as_many_kinds_as_placeholders(seed: int, first: int, second: int) -> None:
+    items = planted(seed)
+    redacted, found = FINDER.redact(f"{items[first].line}\n{items[second].line}")
+    assert re.findall(r"\[REDACTED:([\w-]+)\]", redacted) == list(found)
+
+
+LINES = [*(item.line for item in planted(1)), *harmless(1)]
+PARTS = st.one_of(
+    st.sampled_from(LINES),
+    st.text(max_size=40),
+    st.lists(
+        st.sampled_from(
+            ["\n", "a", "İ", "Σ", "K", "ẞ", " -b ", "-u ", "bearer ", "pass", "S", "K", "@", "\n\n"]
+        ),
+        max_size=8,
+    ).map("".join),
+    st.integers((1 << 16) - 40, (1 << 16) + 8).map(lambda length: "x" * length),
+)
+
+
+@given(PARTS, PARTS, st.booleans())
+def test_what_is_not_suspect_holds_nothing(first: str, second: str, emails: bool) -> None:
+    finder = SecretFinder(emails=True) if emails else FINDER
+    text = f"{first}\n\n{second}"
+    if not finder.suspects(text):
+        assert finder.find(text) == finder.find(first) == finder.find(second) == []
+
+
+def test_suspects() -> None:
+    assert not FINDER.suspects("")
+    assert not FINDER.suspects("the quick brown fox\n\nasks for skill: SNAKE")
+    for text in ("a@b", "TASK", "Password", "ü Password", "x" * (1 << 17) + "TOKEN"):
+        assert FINDER.suspects(text)
+    assert not FINDER.suspects("x" * (1 << 17))
 
 
 def test_find_gives_offsets() -> None:
@@ -298,7 +505,7 @@ def test_redacting_planted_secrets_twice(seed: int) -> None:
         assert hidden(once) == once
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2, 3, 7, 8, 9])
 def test_the_planted_corpus(seed: int) -> None:
     result = judge(FINDER, seed)
     assert result["recall"] >= 0.95, result["missed"]
@@ -331,9 +538,24 @@ def test_the_planted_corpus(seed: int) -> None:
         '"credentials":[',
         "discord M",
         ".eyJaaaaaaaaaaaa",
+        '"credentials":["q",',
+        '"password":{"default":',
+        '"secrets":{"a":"b","c":{',
+        '"#{\\"secret\\":[x",',
+        '"secret":["#{\\"secret\\":[x",',
+        "\"#{'secret':[`',`x\",",
+        '"type":"\\"secret\\":[x", ',
+        '"name":"password","a":"b",',
+        '"value":"password",',
+        '"value":"x","name":"password",',
+        '"value":"x","name":"password"},{',
+        "[REDACTED:password",
     ],
 )
 def test_any_long_text_is_read_in_linear_time(part: str) -> None:
     """A search that grows with the square would need minutes."""
     size = 2_000_000 if part in ("a", '"', "\\", "://", "eyJ") else 300_000
-    SecretFinder(emails=True).redact(part * (size // len(part)))
+    finder = SecretFinder(emails=True)
+    finder.redact(part * (size // len(part)))
+    for start in ('"secrets":[', '{"secrets":{"'):
+        finder.redact(start + part * (100_000 // len(part)))
