@@ -33,8 +33,8 @@ _WORDS = _TEXT.split()
 def rows(count: int) -> Iterator[str]:
     """Rows as the app writes them: questions, hand-overs and page snapshots, of 500 to 1,500 bytes.
 
-    One in a hundred repeats another, one in ten is bad and one has an answer that others have, too,
-    one in a thousand holds a secret.
+    One in a hundred repeats another, one in ten is bad, one in twenty has an answer that others
+    have, too, one in a thousand holds a secret.
     """
     chance = random.Random(7)
     for number in range(count):
@@ -48,7 +48,7 @@ def rows(count: int) -> Iterator[str]:
         answer: Any = " ".join(dice.choices(_WORDS, k=50))
         if place % 4 == 0:
             answer = {"action": "click", "selector": f"#row-{place}", "why": answer}
-        if place % 10 == 7:
+        if place % 20 == 7:
             answer = f"I have passed it on to the {dice.choice(_TOPICS)} team."
         if place % 1000 == 1:
             answer = f"The password is: {dice.randbytes(9).hex()}"

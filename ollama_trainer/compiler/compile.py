@@ -66,10 +66,10 @@ class Compiled:
     _file: BinaryIO
     _index: Index
     _groups: Groups
-    _read: Callable[[bytes, int], list[Example | str]]
+    _read: Callable[[bytes, int, bool], list[Example | str]]
     _dropped: dict[str, Tally]
-    #: The line that was looked up last, by its number, and its examples.
-    _last: tuple[int, list[Example]] = (0, [])
+    #: What was looked up last, by the line's number and whether it was redacted.
+    _last: tuple[tuple[int, bool], list[Example | str]] = ((0, True), [])
 
     def __len__(self) -> int:
         """How many examples are left to train on."""
@@ -106,7 +106,8 @@ class Compiled:
     def find_near(self, near: NearDuplicates) -> None:
         """Looks for near duplicates among the examples that are left."""
         for place, answer in self._index.with_repeated_answers():
-            example = self._look_up(place)
+            # Nothing of it is kept, so that its secrets may stay.
+            example = self._look_up(place, redact=False)
             # The same question at another place of a conversation is another one.
             earlier = _hash(_json(example.context[:-1])) if len(example.context) > 1 else 0
             near.add(place.id, example.prompt, answer ^ earlier)
@@ -133,16 +134,17 @@ class Compiled:
         for chosen, rejected in self._index.pairs():
             yield self._look_up(chosen), self._look_up(rejected)
 
-    def _look_up(self, place: Place) -> Example:
-        line, examples = self._last
-        if line != place.line:
+    def _look_up(self, place: Place, redact: bool = True) -> Example:
+        last, found = self._last
+        if last != (place.line, redact):
             # The examples of a line are looked up one after the other: it is read once for them.
-            found = self._read(line_at(self._file, place.offset, place.n_bytes), place.line)
-            examples = [each for each in found if isinstance(each, Example)]
-            self._last = place.line, examples
-        if len(examples) <= place.part:
+            data = line_at(self._file, place.offset, place.n_bytes)
+            found = self._read(data, place.line, redact)
+            self._last = (place.line, redact), found
+        example = found[place.part] if place.part < len(found) else None
+        if not isinstance(example, Example):
             raise DatasetError("The data set changed while it was read", "Try again.")
-        return examples[place.part]
+        return example
 
 
 @contextlib.contextmanager
@@ -213,8 +215,7 @@ class _Reader:
         if line.data is None:
             self._drop("the line is too long to be read", line.number)
             return
-        part = 0
-        for found in self.read(line.data, line.number):
+        for part, found in enumerate(self.read(line.data, line.number)):
             if isinstance(found, str):
                 self._drop(found, line.number)
                 continue
@@ -223,9 +224,8 @@ class _Reader:
                 Entry(line.number, line.offset, line.n_bytes, part, context, answer, found.good)
             )
             self._n_after_tools += found.after_unseen_tools
-            part += 1
 
-    def read(self, data: bytes, number: int) -> list[Example | str]:
+    def read(self, data: bytes, number: int, redact: bool = True) -> list[Example | str]:
         """A line's examples, and why others are left out.
 
         Raises:
@@ -240,7 +240,7 @@ class _Reader:
         format_ = self._format_of(row, number)
         try:
             found = format_.read(row, number, self._options)
-            return [self._checked(each, format_) for each in found]
+            return [self._checked(each, format_, redact) for each in found]
         except RecursionError:
             return ["the line is nested too deeply"]
 
@@ -281,10 +281,10 @@ class _Reader:
         elif method == "dpo":
             self._index.drop_unpaired(_UNPAIRED)
 
-    def _checked(self, found: Example | str, format_: Format) -> Example | str:
+    def _checked(self, found: Example | str, format_: Format, redact: bool) -> Example | str:
         if isinstance(found, str):
             return found
-        return problem(found, format_) or self._redactor.redacted(found)
+        return problem(found, format_) or (self._redactor.redacted(found) if redact else found)
 
     def _format_of(self, row: dict[str, Any], number: int) -> Format:
         found = format_of(row)

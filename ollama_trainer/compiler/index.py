@@ -37,7 +37,7 @@ class Entry(NamedTuple):
     line: int
     offset: int
     n_bytes: int
-    #: Which one of the line's examples it is, from 0.
+    #: Its place, from 0, among all that was found in the line, what is left out included.
     part: int
     #: Hashes of 63 bits, of the conversation before the answer and of the answer.
     context: int

@@ -20,14 +20,14 @@ class Redactor:
     def __init__(self, options: DatasetOptions) -> None:
         self._mode = options.secrets
         finder = SecretFinder(emails=options.redact_emails)
-        self._find, self._redact = finder.find, finder.redact
+        self._suspects, self._redact = finder.suspects, finder.redact
         #: Kind of secret -> how many.
         self.found: Counter[str] = Counter()
         self._told: list[str] = []
 
     def redacted(self, example: Example) -> Example | str:
         """The example without secrets; a sentence where they cannot be taken out."""
-        if self._mode == "off" or (is_plain(example) and not self._find(_joined(example))):
+        if self._mode == "off" or (is_plain(example) and not self._suspects(_joined(example))):
             return example
         before = self.found.total()
         try:

@@ -387,3 +387,12 @@ def test_keys_are_not_repeated_unless_they_are_words(tmp_path: Path, key: str) -
     with pytest.raises(DatasetError, match="its keys: none that is a word") as caught:
         read_bytes(tmp_path, json.dumps({key: 1}).encode())
     assert key not in str(caught.value)
+
+
+def test_a_secret_beside_the_answer_is_found(tmp_path: Path) -> None:
+    """A number ends where its text ends, which it would not with the answer right behind it."""
+    asked = json.dumps('The config is "password": 48271593')
+    data = read_lines(tmp_path, row(asked, json.dumps("[REDACTED: sk-proj-" + "aB3d" * 12)))
+    ((prompt, completion),) = pairs(data)
+    assert "48271593" not in prompt
+    assert "aB3d" not in completion
