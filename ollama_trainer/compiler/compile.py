@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import xxhash
 
-from ollama_trainer.compiler.index import BAD, Counts, Entry, Index, Place
+from ollama_trainer.compiler.index import BAD, Counts, Index, Place
 from ollama_trainer.compiler.lines import MOST_BYTES, Line, line_at, lines, open_dataset
 from ollama_trainer.compiler.method import Choice, choose
 from ollama_trainer.compiler.near import Groups, NearDuplicates
@@ -68,17 +68,24 @@ class Compiled:
     _groups: Groups
     _read: Callable[[bytes, int, bool], list[Example | str]]
     _dropped: dict[str, Tally]
+    _counted: tuple[int, int] | None = None
     #: What was looked up last, by the line's number and whether it was redacted.
     _last: tuple[tuple[int, bool], list[Example | str]] = ((0, True), [])
 
     def __len__(self) -> int:
         """How many examples are left to train on."""
-        return self._index.n_left()[0]
+        return self._n_left()[0]
 
     @property
     def rows_used(self) -> int:
         """How many lines those come from."""
-        return self._index.n_left()[1]
+        return self._n_left()[1]
+
+    def _n_left(self) -> tuple[int, int]:
+        # Counting goes through the whole table.
+        if self._counted is None:
+            self._counted = self._index.n_left()
+        return self._counted
 
     @property
     def dropped(self) -> dict[str, Tally]:
@@ -90,6 +97,7 @@ class Compiled:
 
     def drop(self, reason: str, number: int) -> None:
         """Drops an example by its number, for a reason that was found out later."""
+        self._counted = None
         self._index.drop_one(reason, number)
 
     def drop_unpaired(self) -> None:
@@ -99,6 +107,7 @@ class Compiled:
             DatasetError: no pair is left.
         """
         if self.choice.trained_with == "dpo":
+            self._counted = None
             self.counts.pairs = self._index.drop_unpaired(_UNPAIRED)
             if not self.counts.pairs:
                 raise nothing_left(self)
@@ -219,9 +228,9 @@ class _Reader:
             if isinstance(found, str):
                 self._drop(found, line.number)
                 continue
-            context, answer = _hash_of_context(found), _hash(content(found.answer))
+            context, answer = _hashes(found)
             self._index.add(
-                Entry(line.number, line.offset, line.n_bytes, part, context, answer, found.good)
+                (line.number, line.offset, line.n_bytes, part, context, answer, found.good)
             )
             self._n_after_tools += found.after_unseen_tools
 
@@ -327,10 +336,11 @@ def _some(tally: Tally) -> str:
     return f"line{'s' * (tally.count > 1)} {numbers}{', …' * (tally.count > 3)}"
 
 
-def _hash_of_context(example: Example) -> int:
+def _hashes(example: Example) -> tuple[int, int]:
+    """Of the conversation before the answer, and of the answer."""
     if is_plain(example):
-        return _hash(example.prompt)
-    return _hash(_json([*example.context, *example.tools]))
+        return _hash(example.context[0]["content"]), _hash(example.answer["content"])
+    return _hash(_json([*example.context, *example.tools])), _hash(content(example.answer))
 
 
 def _json(messages: Sequence[Message]) -> str:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 #: Rows that are written at once.
 _BATCH = 2048
 _MEMORY_KIB = 8192
+#: Numbers of 62 bits: the sum of two is a whole number in SQLite.
+_MASK = (1 << 62) - 1
 #: Lines with the very same answer to one input that are held at once.
 _MOST_REPEATED = 1000
 _SCHEMA = """
@@ -85,7 +87,8 @@ class Index:
     def close(self) -> None:
         self._database.close()
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: Entry | tuple[int, int, int, int, int, int, bool]) -> None:
+        """Adds an example: the fields of an `Entry`, in their order."""
         self._waiting.append(entry)
         self.size += 1
         if len(self._waiting) == _BATCH:
@@ -195,13 +198,11 @@ class Index:
         Where there are more, the same seed chooses the same; a row more or less in the file
         changes little of the choice.
         """
-        self._database.create_function(
-            "rank", 1, lambda content: _mixed(content, seed), deterministic=True
-        )
+        # Hashes are as good as drawn by chance; the seed says where among them the choice begins.
         chosen = self._database.execute(
             "SELECT id, line, offset, n_bytes, part FROM example WHERE reason IS NULL"
-            " ORDER BY rank(context), id LIMIT ?",
-            (most,),
+            " ORDER BY ((context & :mask) + :begin) & :mask, id LIMIT :most",
+            {"mask": _MASK, "begin": _mixed(seed) & _MASK, "most": most},
         )
         return sorted(Place(*row) for row in chosen)
 
@@ -279,10 +280,10 @@ def _paired(good: _Answers, bad: _Answers) -> list[tuple[int, int]]:
     return list(pairs)
 
 
-def _mixed(content: int, seed: int) -> int:
-    """A number that looks drawn by chance, of 63 bits (the mixing of SplitMix64)."""
+def _mixed(seed: int) -> int:
+    """A number that looks drawn by chance, of 64 bits (the mixing of SplitMix64)."""
     mask = (1 << 64) - 1
-    x = (content + (seed + 1) * 0x9E3779B97F4A7C15) & mask
+    x = (seed + 1) * 0x9E3779B97F4A7C15 & mask
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
-    return (x ^ (x >> 31)) >> 1
+    return x ^ (x >> 31)

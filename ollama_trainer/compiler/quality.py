@@ -23,7 +23,7 @@ _FROM_APP: tuple[Format, ...] = (feedback, runs)
 
 def problem(example: Example, format_: Format) -> str | None:
     """Why an example is not worth training on; None when nothing is wrong with it."""
-    prompt, completion = example.prompt, example.completion
+    prompt, completion = example.prompt, example.answer["content"]
     asked, answer = prompt.strip(), completion.strip()
     if not (answer or "tool_calls" in example.answer) or (
         # A tool may well have nothing to say.

@@ -86,4 +86,4 @@ def is_plain(example: Example) -> bool:
 
 def _joined(example: Example) -> str:
     """Both texts: one search in what holds nothing costs less than two."""
-    return f"{example.prompt}\n\n{example.completion}"
+    return f"{example.context[0]['content']}\n\n{example.answer['content']}"
