@@ -40,10 +40,12 @@ class Tally:
     count: int = 0
     #: The first of the line numbers.
     lines: list[int] = field(default_factory=list)
+    _last: int = 0
 
     def add(self, line: int) -> None:
         # A line of several examples counts once.
-        if not self.lines or self.lines[-1] != line:
+        if line != self._last:
+            self._last = line
             self.count += 1
             if len(self.lines) < MOST_LINES:
                 self.lines.append(line)

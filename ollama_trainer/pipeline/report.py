@@ -117,7 +117,10 @@ def _warnings(
             "little, and weigh as much as the others"
         )
     if compiled.secrets:
-        yield f"{compiled.secrets.total()} secrets were found: the app that wrote them keeps them"
+        yield (
+            f"{compiled.secrets.total()} secrets are hidden from the model; they still stand in the "
+            "file, and where it came from"
+        )
     if compiled.n_after_tools:
         yield (
             f"{compiled.n_after_tools} answers came after calls of tools whose results the file "

@@ -814,3 +814,14 @@ def test_many_dropped_lines_are_counted_and_some_are_named(tmp_path: Path) -> No
         tally = compiled.dropped["the line is not JSON"]
         assert (tally.count, tally.lines) == (250, list(range(2, 102)))
         assert compiled.dropped[REPEATED].lines == [252]
+
+
+def test_lines_are_counted_beyond_those_that_are_told(tmp_path: Path) -> None:
+    """A line with two faults is one line, also the hundred and first."""
+    steps = [{"nodeId": "n", "agentId": "a", "order": n, "error": "broken"} for n in range(2)]
+    good = {"nodeId": "m", "agentId": "a", "order": 9, "input": "q", "output": "a"}
+    row = {"runId": "r", "trail": [*steps, good], "output": {"output": "a"}}
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(row)}\n" * 150, encoding="utf-8")
+    with compile_dataset(tmp_path / "rows.jsonl", DatasetOptions()) as compiled:
+        tally = compiled.dropped["a step failed"]
+    assert (tally.count, tally.lines) == (150, list(range(1, 101)))
