@@ -118,8 +118,8 @@ def _warnings(
         )
     if compiled.secrets:
         yield (
-            f"{compiled.secrets.total()} secrets are hidden from the model; they still stand in the "
-            "file, and where it came from"
+            f"{compiled.secrets.total()} secrets are hidden from the model; they still stand in "
+            "the file, and where it came from"
         )
     if compiled.n_after_tools:
         yield (
