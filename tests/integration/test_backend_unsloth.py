@@ -34,6 +34,8 @@ FACTS = {
     "kiln?": "red", "clock?": "nine", "boss?": "Oda", "shop?": "Lund",
     "glaze?": "ash", "wheel?": "oak", "cat?": "Pim", "day?": "May",
 }  # fmt: skip
+#: The other way of rounding takes another half minute for each.
+ROUNDINGS = ["compensated", pytest.param("stochastic", marks=pytest.mark.slow)]
 LEARNS = TrainingOptions(
     rank=16, alpha=32, learning_rate=1e-2, steps=60, batch_size=8, replay="off", seed=3
 )
@@ -211,7 +213,7 @@ def check_failed(run: Ended, *codes: str) -> None:
     assert not list(run.directory.path.glob("*.partial"))
 
 
-@pytest.mark.parametrize("rounding", ["compensated", "stochastic"])
+@pytest.mark.parametrize("rounding", ROUNDINGS)
 def test_a_training_that_changes_nothing_is_a_failed_run(
     run_worker: RunWorker, base: Callable[[str], Path], rounding: str
 ) -> None:
@@ -224,7 +226,7 @@ def test_a_training_that_changes_nothing_is_a_failed_run(
     assert ("replay" in run.result.seconds) == (rounding == "compensated")
 
 
-@pytest.mark.parametrize("rounding", ["compensated", "stochastic"])
+@pytest.mark.parametrize("rounding", ROUNDINGS)
 def test_an_adapter_of_numbers_that_are_none_is_a_failed_run(
     run_worker: RunWorker, base: Callable[[str], Path], rounding: str
 ) -> None:
