@@ -458,7 +458,7 @@ def test_lines_over_the_limit_are_passed_over_by_name(tmp_path: Path, last: byte
     assert data.rows_read == 7
 
 
-_READ_AND_MEASURE = """
+_READ_AND_MEASURE = r"""
 import re, sys
 from pathlib import Path
 from ollama_trainer.compiler import compile_dataset
