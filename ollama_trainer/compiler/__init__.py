@@ -10,7 +10,6 @@ report.py   what a person is told
 """
 
 from ollama_trainer.compiler.compile import (
-    SCRATCH,
     Compiled,
     compile_dataset,
     content,
@@ -18,4 +17,4 @@ from ollama_trainer.compiler.compile import (
 )
 from ollama_trainer.compiler.redaction import is_plain
 
-__all__ = ["SCRATCH", "Compiled", "compile_dataset", "content", "is_plain", "nothing_left"]
+__all__ = ["Compiled", "compile_dataset", "content", "is_plain", "nothing_left"]

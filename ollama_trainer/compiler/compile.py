@@ -28,8 +28,6 @@ from ollama_trainer.records import DatasetOptions, Example, Message, Method
 
 #: Line numbers that are told of each reason.
 MOST_LINES = 100
-#: What the names of directories for temporary files begin with.
-SCRATCH = "dataset-"
 _UNPAIRED = "no answer of the other kind to the same input"
 
 
@@ -182,7 +180,9 @@ def compile_dataset(
     """
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open_dataset(path))
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=SCRATCH, dir=scratch)))
+        folder = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="dataset-", dir=scratch))
+        )
         stack.enter_context(_room_for(folder))
         index = stack.enter_context(contextlib.closing(Index(folder / "index")))
         near = stack.enter_context(contextlib.closing(NearDuplicates(folder)))

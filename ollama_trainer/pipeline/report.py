@@ -170,17 +170,16 @@ def _samples(
     if compiled.choice.trained_with == "dpo":
         yield from itertools.islice(_pairs_shown(compiled, form), _SAMPLES)
         return
-    known = {id(one.example): len(one.ids.ids) for one in seen if one.ids is not None}
-    examples = [one.example for one in seen] or [
-        example for _, _, example in compiled.examples(_SAMPLES, training.seed)
+    shown = seen or [
+        Seen(example=example, group=group, ids=None, sampled=False)
+        for _, group, example in compiled.examples(_SAMPLES, training.seed)
     ]
-    step = max(1, len(examples) / _SAMPLES)
-    for place in range(min(_SAMPLES, len(examples))):
-        example = examples[int(place * step)]
-        prompt, trained = _shown(form, example)
-        yield Sample(
-            line=example.line, prompt=prompt, trained=trained, n_tokens=known.get(id(example))
-        )
+    step = max(1, len(shown) / _SAMPLES)
+    for place in range(min(_SAMPLES, len(shown))):
+        one = shown[int(place * step)]
+        prompt, trained = _shown(form, one.example, one.ids)
+        n_tokens = len(one.ids.ids) if one.ids is not None else None
+        yield Sample(line=one.example.line, prompt=prompt, trained=trained, n_tokens=n_tokens)
 
 
 def _pairs_shown(compiled: Compiled, form: PromptFormat | None) -> Iterator[Sample]:
@@ -192,13 +191,15 @@ def _pairs_shown(compiled: Compiled, form: PromptFormat | None) -> Iterator[Samp
             yield Sample(line=good.line, prompt=prompt, trained=trained, rejected=rejected)
 
 
-def _shown(form: PromptFormat | None, example: Example) -> tuple[str, str]:
+def _shown(
+    form: PromptFormat | None, example: Example, ids: TokenizedExample | None = None
+) -> tuple[str, str]:
     """Prompt and answer as the model sees them; without a base, role by role."""
     if form is None:
         prompt = "\n".join(f"{said['role']}: {said['content']}" for said in example.context)
         return _cut(f"{prompt}\nassistant: "), _cut(example.completion)
     prompt = form.prompt_of(example)
-    ids = form.tokenize(example)
+    ids = ids or form.tokenize(example)
     trained = [token for token, mask in zip(ids.ids, ids.mask, strict=True) if mask]
     return _cut(prompt), _cut(form.tokenizer.text(trained))
 

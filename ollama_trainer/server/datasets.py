@@ -11,7 +11,7 @@ from ollama_trainer.executors.inspection import Question, inspect_dataset
 from ollama_trainer.queue.snapshot import check_source
 from ollama_trainer.records import DatasetReport
 from ollama_trainer.server import wire
-from ollama_trainer.server.routes import QUEUE, SETTINGS, UnknownRun, known_run, paths
+from ollama_trainer.server.routes import QUEUE, SETTINGS, existing_run, paths
 
 #: One at a time, as each takes a core, and so many that wait for it.
 _ONE = web.AppKey("one_inspection", asyncio.Semaphore)
@@ -67,9 +67,7 @@ async def _in_turn(app: web.Application, question: Question) -> DatasetReport:
 
 async def of_run(request: web.Request) -> web.Response:
     """What a run made of its data set."""
-    run = known_run(request)
-    if run is None:
-        raise UnknownRun
+    run = existing_run(request)
     path = request.app[QUEUE].directory(run).dataset_report
     try:
         text = await asyncio.to_thread(path.read_bytes)

@@ -68,6 +68,16 @@ def known_run(request: web.Request) -> Run | None:
     return request.app[QUEUE].store.get(run_id) if run_id.isascii() else None
 
 
+def existing_run(request: web.Request) -> Run:
+    """Raises:
+    UnknownRun: nobody submitted the run that the path names.
+    """
+    run = known_run(request)
+    if run is None:
+        raise UnknownRun
+    return run
+
+
 def position_of(request: web.Request, run: Run) -> int | None:
     """A pending run's place in the queue, 1 for the one that starts next."""
     return request.app[QUEUE].store.queue_position(run) if run.state is RunState.PENDING else None

@@ -13,7 +13,7 @@ from aiohttp import web
 from ollama_trainer.queue.rows import Run
 from ollama_trainer.queue.tail import last_lines
 from ollama_trainer.server import wire
-from ollama_trainer.server.routes import QUEUE, UnknownRun, known_run, paths, position_of
+from ollama_trainer.server.routes import QUEUE, existing_run, paths, position_of
 from ollama_trainer.workspace import RunDirectory
 
 #: Set when the server stops: streams end then.
@@ -56,28 +56,28 @@ async def list_runs(request: web.Request) -> web.Response:
 
 async def show(request: web.Request) -> web.Response:
     """All of one run."""
-    return wire.json_reply(await _detail(request, _run(request)))
+    return wire.json_reply(await _detail(request, existing_run(request)))
 
 
 async def delete(request: web.Request) -> web.Response:
     """Removes a finished run; what it published stays."""
-    run = _run(request)
+    run = existing_run(request)
     await request.app[QUEUE].delete(run)
     return wire.json_reply({"run_id": run.run_id, "deleted": True})
 
 
 async def cancel(request: web.Request) -> web.Response:
     """Asks for a run's end; it is `failed` with the code `cancelled` within seconds."""
-    run = _run(request)
+    run = existing_run(request)
     await request.app[QUEUE].cancel(run)
-    run = _run(request)
+    run = existing_run(request)
     status = 200 if run.state.terminal else 202
     return wire.json_reply(wire.status_reply(run), status=status)
 
 
 async def publish(request: web.Request) -> web.Response:
     """Publishes a finished run's model once more; GET /runs/{runId} tells how it went."""
-    run = _run(request)
+    run = existing_run(request)
     raw = await request.read()
     body = wire.understood(wire.PublishBody, wire.parse_body(raw) if raw.strip() else {})
     publication = await request.app[QUEUE].publish(run, body.publisher)
@@ -86,7 +86,7 @@ async def publish(request: web.Request) -> web.Response:
 
 async def log(request: web.Request) -> web.StreamResponse:
     """What the workers of a run printed, as text; byte ranges are understood."""
-    run = _run(request)
+    run = existing_run(request)
     query = wire.understood(wire.LogQuery, request.query)
     path = request.app[QUEUE].directory(run).log
     headers = {"Content-Type": "text/plain; charset=utf-8", "X-Content-Type-Options": "nosniff"}
@@ -102,7 +102,7 @@ async def log(request: web.Request) -> web.StreamResponse:
 
 async def events(request: web.Request) -> web.StreamResponse:
     """A run's events after one that the caller has: as JSON, or as a stream until its end."""
-    run = _run(request)
+    run = existing_run(request)
     query = wire.understood(wire.EventsQuery, request.query)
     if _SSE in request.headers.get("Accept", ""):
         return await _stream(request, run, _last_event_id(request, query.after))
@@ -155,16 +155,6 @@ def _last_event_id(request: web.Request, after: int) -> int:
     """Where a reader that was cut off goes on: what it sends by itself goes first."""
     header = request.headers.get("Last-Event-ID", "")
     return int(header) if header.isascii() and header.isdecimal() and len(header) < 19 else after
-
-
-def _run(request: web.Request) -> Run:
-    """Raises:
-    UnknownRun: there is none.
-    """
-    run = known_run(request)
-    if run is None:
-        raise UnknownRun
-    return run
 
 
 async def _detail(request: web.Request, run: Run) -> dict[str, object]:

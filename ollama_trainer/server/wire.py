@@ -88,9 +88,7 @@ def read_train_request(body: dict[str, Any], settings: Settings) -> TrainRequest
         training = _options(known, _TRAINING_NAMES, settings.training)
         dataset = _options(known, _DATASET_NAMES, settings.dataset)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = to_camel(str(first["loc"][0]))
-        raise InvalidRequest(f"field '{name}' is not valid: {first['msg']}", _EXAMPLE) from error
+        raise _field_not_valid(error, _EXAMPLE) from error
     submission = Submission(
         run_id=fields.run_id,
         job_id=fields.job_id,
@@ -127,12 +125,7 @@ def read_question(body: dict[str, Any], settings: Settings) -> Question:
         training = _options(body, _TRAINING_NAMES, settings.training)
         dataset = _options(body, _DATASET_NAMES, settings.dataset)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = to_camel(str(first["loc"][0]))
-        raise InvalidRequest(
-            f"field '{name}' is not valid: {first['msg']}",
-            'Send {"datasetRef": "/absolute/path.jsonl"}.',
-        ) from error
+        raise _field_not_valid(error, 'Send {"datasetRef": "/absolute/path.jsonl"}.') from error
     return Question(
         path=Path(fields.dataset_ref),
         base=fields.base_model or settings.base,
@@ -399,6 +392,13 @@ _EXAMPLE = (
     'Send {"jobId": "my-job", "datasetRef": "/absolute/path.jsonl", "runId": "<a fresh UUID>"} '
     "with Content-Type: application/json."
 )
+
+
+def _field_not_valid(error: ValidationError, remedy: str) -> InvalidRequest:
+    """What is wrong with the first of a body's fields that is not valid."""
+    first = error.errors()[0]
+    name = to_camel(str(first["loc"][0]))
+    return InvalidRequest(f"field '{name}' is not valid: {first['msg']}", remedy)
 
 
 def _clean(value: object) -> object:
