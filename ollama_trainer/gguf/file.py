@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import struct
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -137,6 +138,41 @@ class GgufFile:
     @cached_property
     def by_name(self) -> dict[str, TensorInfo]:
         return {tensor.name: tensor for tensor in self.tensors}
+
+    def open(self) -> TensorReader:
+        """Reads tensors' bytes, from any thread; a context manager."""
+        return TensorReader(self)
+
+
+class TensorReader:
+    """The data of a GGUF's tensors, read piece by piece. Made by `GgufFile.open`."""
+
+    def __init__(self, gguf: GgufFile) -> None:
+        self._gguf = gguf
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> TensorReader:
+        self._handle = self._gguf.path.open("rb", buffering=0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.close()
+
+    def read(self, tensor: TensorInfo, start: int, n_bytes: int) -> bytes:
+        """Some bytes of a tensor.
+
+        Raises:
+            GgufError: the file ended, since it was changed after its header was read.
+        """
+        with self._lock:
+            self._handle.seek(self._gguf.data_start + tensor.offset + start)
+            data = self._handle.read(n_bytes)
+        if len(data) != n_bytes:
+            raise GgufError(
+                f"{self._gguf.path} ended while it was read",
+                "Leave the base alone while a run uses it, and start the run again.",
+            )
+        return data
 
 
 class _Reader:
