@@ -9,28 +9,45 @@ The ranges are the point: metadata that nobody means to change is copied as the 
 from __future__ import annotations
 
 import math
+import os
+import re
+import stat
 import struct
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ollama_trainer.errors import GgufError
+from ollama_trainer.gguf.splits import is_part, joined
+from ollama_trainer.gguf.values import (
+    STRING,
+    UINT32,
+    HeaderReader,
+    decoded,
+    kind_of,
+    packed_text,
+    shown,
+)
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
-#: No model comes near; a hostile header may.
-_MAX_ENTRIES = 1 << 20
-_MAX_NAME_BYTES = 1 << 16
+_ALIGNMENT = "general.alignment"
+#: No model comes near; a hostile header may. The padding alone would cost memory.
+_MAX_ENTRIES = 1 << 16
+_MAX_ALIGNMENT = 1 << 16
+_MAX_WEIGHTS = 1 << 48
 _MAX_DIMENSIONS = 4
-_MAX_ARRAY_DEPTH = 4
-
-_STRING, _ARRAY = 8, 9
-_SCALARS = {
-    0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
-}  # fmt: skip
+#: By the specification; llama.cpp's limit, which is one less than the specification's.
+_MAX_KEY_BYTES = (1 << 16) - 1
+_MAX_TENSOR_NAME_BYTES = 63
+#: Bytes of the shortest entries: a name of one letter, one dimension, a value of one byte.
+_SMALLEST_TENSOR = 33
+_SMALLEST_ENTRY = 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +103,8 @@ class TensorInfo:
     shape: tuple[int, ...]
     type: TensorType
     offset: int
+    #: Which of the model's files it lies in, from 0.
+    part: int = 0
 
     @property
     def row_length(self) -> int:
@@ -104,24 +123,64 @@ class TensorInfo:
         return self.row_bytes * self.n_rows
 
 
-@dataclass(frozen=True, slots=True)
 class Entry:
     """A metadata entry: its value, and the bytes (key, type, value) that it stands in."""
 
-    value: Any
-    raw: bytes
+    __slots__ = ("_value", "raw")
+
+    def __init__(self, value: Any, raw: bytes) -> None:
+        self._value, self.raw = value, raw
+
+    @classmethod
+    def of(cls, raw: bytes) -> Entry:
+        """An entry whose value is decoded when it is first asked for."""
+        return cls(_UNREAD, raw)
+
+    @property
+    def value(self) -> Any:
+        if self._value is _UNREAD:
+            self._value = decoded(self.raw)
+        return self._value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Entry) and self.raw == other.raw
+
+    def __hash__(self) -> int:
+        return hash(self.raw)
+
+    def __repr__(self) -> str:
+        return f"Entry({self.raw[:64]!r})"
+
+
+_UNREAD = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of the files that a model lies in."""
+
+    path: Path
+    #: Byte at which the data section begins.
+    data_start: int
 
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A GGUF's header. The tensors stay on disk."""
+    """A GGUF's header, or that of a model in several files. The tensors stay on disk."""
 
+    #: The file, or the first of them.
     path: Path
     metadata: Mapping[str, Entry]
     tensors: tuple[TensorInfo, ...]
     alignment: int
-    #: Byte at which the data section begins.
+    #: Byte at which the data section begins; in the first file, where there are several.
     data_start: int
+    more_parts: tuple[Part, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The files that it lies in: `TensorInfo.part` counts these."""
+        return (Part(self.path, self.data_start), *self.more_parts)
 
     def get(self, key: str, default: Any = None) -> Any:
         entry = self.metadata.get(key)
@@ -148,160 +207,167 @@ class TensorReader:
     """The data of a GGUF's tensors, read piece by piece. Made by `GgufFile.open`."""
 
     def __init__(self, gguf: GgufFile) -> None:
-        self._gguf = gguf
+        self._parts = gguf.parts
         self._lock = threading.Lock()
+        self._handles: list[FileIO] = []
 
     def __enter__(self) -> TensorReader:
-        self._handle = self._gguf.path.open("rb", buffering=0)
+        with ExitStack() as opened:
+            for part in self._parts:
+                with _told(part.path):
+                    self._handles.append(opened.enter_context(FileIO(part.path)))
+            self._opened = opened.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._handle.close()
+        self._opened.close()
 
     def read(self, tensor: TensorInfo, start: int, n_bytes: int) -> bytes:
         """Some bytes of a tensor.
 
         Raises:
-            GgufError: the file ended, since it was changed after its header was read.
+            GgufError: the file cannot be read, or ended, since it was changed after its header was
+                read.
         """
-        with self._lock:
-            self._handle.seek(self._gguf.data_start + tensor.offset + start)
-            data = self._handle.read(n_bytes)
-        if len(data) != n_bytes:
+        part, handle = self._parts[tensor.part], self._handles[tensor.part]
+        position = part.data_start + tensor.offset + start
+        pieces: list[bytes] = []
+        with _told(part.path):
+            # The system may give less than it is asked for, and never more than 2 GB.
+            while n_bytes and (piece := self._piece(handle, position, n_bytes)):
+                pieces.append(piece)
+                position += len(piece)
+                n_bytes -= len(piece)
+        if n_bytes:
             raise GgufError(
-                f"{self._gguf.path} ended while it was read",
+                f"{part.path} ended while it was read",
                 "Leave the base alone while a run uses it, and start the run again.",
             )
-        return data
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _piece(self, handle: FileIO, position: int, n_bytes: int) -> bytes:
+        if hasattr(os, "pread"):
+            return os.pread(handle.fileno(), n_bytes, position)
+        with self._lock:
+            handle.seek(position)
+            return handle.read(n_bytes)
 
 
-class _Reader:
-    """Reads little-endian values and refuses to go past the end of the file."""
-
-    def __init__(self, handle: BinaryIO, size: int, path: Path) -> None:
-        self._handle, self._size, self._path = handle, size, path
-        self.position = 0
-
-    def take(self, n_bytes: int) -> bytes:
-        if n_bytes > self._size - self.position:
-            raise self.damaged(f"the header asks for {n_bytes} bytes past the end of the file")
-        data = self._handle.read(n_bytes)
-        self.position += len(data)
-        if len(data) != n_bytes:
-            raise self.damaged("it ended while it was read")
-        return data
-
-    def scalar(self, letter: str) -> Any:
-        form = "<" + letter
-        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
-
-    def string(self, limit: int | None = None) -> str:
-        length = self.scalar("Q")
-        if limit is not None and length > limit:
-            raise self.damaged(f"a name of {length} bytes")
-        return self.take(length).decode("utf-8", "surrogateescape")
-
-    def value(self, kind: int, depth: int = 0) -> Any:
-        if kind == _STRING:
-            return self.string()
-        if kind in _SCALARS:
-            return self.scalar(_SCALARS[kind])
-        if kind != _ARRAY or depth >= _MAX_ARRAY_DEPTH:
-            raise self.damaged(f"a metadata value of the unknown type {kind}")
-        item, count = self.scalar("I"), self.scalar("Q")
-        if item in _SCALARS:
-            width = struct.calcsize("<" + _SCALARS[item])
-            return list(
-                struct.unpack(f"<{count}{_SCALARS[item]}", self.take(self._fit(count, width)))
-            )
-        self._fit(count, 8)
-        return [self.value(item, depth + 1) for _ in range(count)]
-
-    def _fit(self, count: int, width: int) -> int:
-        if count * width > self._size - self.position:
-            raise self.damaged(f"an array of {count} items does not fit into the file")
-        return count * width
-
-    def raw(self, start: int) -> bytes:
-        """The bytes from `start` to here."""
-        length = self.position - start
-        self._handle.seek(start)
-        return self._handle.read(length)
-
-    def damaged(self, what: str) -> GgufError:
-        return GgufError(
-            f"{self._path} is not a whole GGUF file: {what}", "Fetch or make the file again."
-        )
-
-
-def read_gguf(path: Path) -> GgufFile:
-    """Reads the header of a GGUF file.
-
-    Raises:
-        GgufError: the file cannot be read, or its header does not fit its size.
-    """
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Says which file it is that the system cannot read."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as handle:
-            return _read(_Reader(handle, size, path), size, path)
+        yield
     except OSError as error:
         raise GgufError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _read(reader: _Reader, size: int, path: Path) -> GgufFile:
-    if size < 24 or reader.take(4) != MAGIC:
-        raise reader.damaged("it does not begin with GGUF")
-    version = reader.scalar("I")
-    if version not in (2, 3):
-        raise GgufError(
-            f"{path} has GGUF version {version}", "Versions 2 and 3 can be read, little-endian."
-        )
-    n_tensors, n_entries = reader.scalar("Q"), reader.scalar("Q")
-    if n_tensors > _MAX_ENTRIES or n_entries > _MAX_ENTRIES:
-        raise reader.damaged(f"{n_tensors} tensors and {n_entries} metadata entries")
+def read_gguf(path: Path) -> GgufFile:
+    """Reads the header of a GGUF file; of a model in several files, whichever of them is named.
+
+    Raises:
+        GgufError: a file cannot be read, its header does not fit its size, or the files are not
+            those of one model.
+    """
+    file = _read_one(path)
+    return joined(file, _read_one) if is_part(file) else file
+
+
+def _read_one(path: Path) -> GgufFile:
+    with _told(path):
+        # A pipe would be waited for at once, and has no size.
+        if not stat.S_ISREG((status := path.stat()).st_mode):
+            raise GgufError(f"{path} cannot be read: it is no plain file")
+        with path.open("rb") as handle:
+            return _read(HeaderReader(handle, status.st_size, path), status.st_size, path)
+
+
+def _read(reader: HeaderReader, size: int, path: Path) -> GgufFile:
+    n_tensors, n_entries = _read_counts(reader, size, path)
     metadata = _read_metadata(reader, n_entries)
-    infos = [_read_tensor_info(reader) for _ in range(n_tensors)]
-    alignment = metadata["general.alignment"].value if "general.alignment" in metadata else None
-    alignment = DEFAULT_ALIGNMENT if alignment is None else alignment
-    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-        raise reader.damaged(f"an alignment of {alignment}")
+    alignment = _alignment(metadata, reader)
+    _check_architecture(metadata, reader)
+    infos = tuple(_read_tensor_info(reader) for _ in range(n_tensors))
     data_start = -(-reader.position // alignment) * alignment
-    file = GgufFile(path, metadata, tuple(infos), alignment, data_start)
+    file = GgufFile(path, metadata, infos, alignment, data_start)
     _check_ranges(file, size, reader)
     return file
 
 
-def _read_metadata(reader: _Reader, n_entries: int) -> dict[str, Entry]:
+def _read_counts(reader: HeaderReader, size: int, path: Path) -> tuple[int, int]:
+    """How many tensors and metadata entries there are; checks what comes before these numbers."""
+    if size < 24 or reader.take(4) != MAGIC:
+        raise reader.damaged("it does not begin with GGUF")
+    version = reader.uint32()
+    if version and not version & 0xFFFF:
+        raise GgufError(
+            f"{path} is big-endian, made for another kind of machine",
+            "Fetch the file for little-endian machines, or turn it with gguf_convert_endian.py.",
+        )
+    if version not in (2, 3):
+        raise GgufError(
+            f"{path} has GGUF version {version}; versions 2 and 3 can be read",
+            "Fetch or make the file again, with a llama.cpp of today.",
+        )
+    n_tensors, n_entries = reader.uint64(), reader.uint64()
+    smallest = n_tensors * _SMALLEST_TENSOR + n_entries * _SMALLEST_ENTRY
+    if max(n_tensors, n_entries) > _MAX_ENTRIES or smallest > reader.n_left:
+        raise reader.damaged(f"{n_tensors} tensors and {n_entries} metadata entries")
+    return n_tensors, n_entries
+
+
+def _read_metadata(reader: HeaderReader, n_entries: int) -> dict[str, Entry]:
     metadata: dict[str, Entry] = {}
     for _ in range(n_entries):
         start = reader.position
-        key = reader.string(_MAX_NAME_BYTES)
-        value = reader.value(reader.scalar("I"))
+        key = reader.name(_MAX_KEY_BYTES)
+        reader.pass_value(reader.uint32())
         if key in metadata:
             raise reader.damaged(f"the key {key!r} stands twice")
-        metadata[key] = Entry(value, reader.raw(start))
+        metadata[key] = Entry.of(reader.since(start))
     return metadata
 
 
-def _read_tensor_info(reader: _Reader) -> TensorInfo:
-    name = reader.string(_MAX_NAME_BYTES)
-    n_dimensions = reader.scalar("I")
+def _alignment(metadata: Mapping[str, Entry], reader: HeaderReader) -> int:
+    entry = metadata.get(_ALIGNMENT)
+    if entry is None:
+        return DEFAULT_ALIGNMENT
+    alignment = entry.value
+    if (
+        kind_of(entry.raw) != UINT32
+        or not 1 <= alignment <= _MAX_ALIGNMENT
+        or alignment & (alignment - 1)
+    ):
+        raise reader.damaged(f"an alignment of {shown(alignment)}")
+    return int(alignment)
+
+
+def _check_architecture(metadata: Mapping[str, Entry], reader: HeaderReader) -> None:
+    """The architecture is told to people, and part of many keys: it must be a plain word."""
+    name = metadata["general.architecture"].value if "general.architecture" in metadata else "none"
+    if not isinstance(name, str) or not re.fullmatch(r"[a-zA-Z0-9_.+-]{1,64}", name):
+        raise reader.damaged(f"an architecture of {shown(name)}")
+
+
+def _read_tensor_info(reader: HeaderReader) -> TensorInfo:
+    name = reader.name(_MAX_TENSOR_NAME_BYTES)
+    n_dimensions = reader.uint32()
     if not 1 <= n_dimensions <= _MAX_DIMENSIONS:
         raise reader.damaged(f"the tensor {name!r} has {n_dimensions} dimensions")
-    shape = tuple(reader.scalar("Q") for _ in range(n_dimensions))
-    type_id, offset = reader.scalar("I"), reader.scalar("Q")
+    shape = tuple(reader.uint64() for _ in range(n_dimensions))
+    type_id, offset = reader.uint32(), reader.uint64()
     kind = TENSOR_TYPES.get(type_id)
     if kind is None:
         raise GgufError(
             f"The tensor {name!r} is of the ggml type {type_id}, which is not supported",
             f"Use a file whose tensors are of {', '.join(TYPE_BY_NAME)}.",
         )
-    if math.prod(shape) > 1 << 48 or shape[0] % kind.block:
+    if 0 in shape or math.prod(shape) > _MAX_WEIGHTS or shape[0] % kind.block:
         raise reader.damaged(f"the tensor {name!r} has the shape {shape} and the type {kind.name}")
     return TensorInfo(name, shape, kind, offset)
 
 
-def _check_ranges(file: GgufFile, size: int, reader: _Reader) -> None:
+def _check_ranges(file: GgufFile, size: int, reader: HeaderReader) -> None:
     if len(file.by_name) != len(file.tensors):
         raise reader.damaged("two tensors have one name")
     for tensor in file.tensors:
@@ -318,26 +384,26 @@ def _check_ranges(file: GgufFile, size: int, reader: _Reader) -> None:
     # llama.cpp refuses these too; here a small file could ask for an endless result.
     free = 0
     for tensor in sorted(file.tensors, key=lambda tensor: tensor.offset):
-        if tensor.n_bytes and tensor.offset < free:
+        if tensor.offset < free:
             raise reader.damaged(f"the tensor {tensor.name!r} overlaps the one before it")
         free = max(free, tensor.offset + tensor.n_bytes)
 
 
 def string_entry(key: str, value: str) -> Entry:
     """A metadata entry that holds a string."""
-    return Entry(value, _string(key) + struct.pack("<I", _STRING) + _string(value))
+    return Entry(value, packed_text(key) + struct.pack("<I", STRING) + packed_text(value))
 
 
 def uint32_entry(key: str, value: int) -> Entry:
     """A metadata entry that holds an unsigned 32-bit number."""
-    return Entry(value, _string(key) + struct.pack("<II", 4, value))
+    return Entry(value, packed_text(key) + struct.pack("<II", UINT32, value))
 
 
 def laid_out(tensors: Iterable[TensorInfo], alignment: int) -> tuple[TensorInfo, ...]:
     """The tensors in their order, with offsets that follow one another, padded to `alignment`."""
     result, position = [], 0
     for tensor in tensors:
-        result.append(replace(tensor, offset=position))
+        result.append(replace(tensor, offset=position, part=0))
         position += -(-tensor.n_bytes // alignment) * alignment
     return tuple(result)
 
@@ -350,12 +416,7 @@ def header_bytes(
     parts = [MAGIC, struct.pack("<IQQ", 3, len(infos), len(metadata))]
     parts += [entry.raw for entry in metadata.values()]
     for info in infos:
-        parts.append(_string(info.name) + struct.pack("<I", len(info.shape)))
+        parts.append(packed_text(info.name) + struct.pack("<I", len(info.shape)))
         parts.append(struct.pack(f"<{len(info.shape)}QIQ", *info.shape, info.type.id, info.offset))
     header = b"".join(parts)
     return header + b"\0" * (-len(header) % alignment)
-
-
-def _string(text: str) -> bytes:
-    data = text.encode("utf-8", "surrogateescape")
-    return struct.pack("<Q", len(data)) + data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -137,9 +138,9 @@ def test_both_readers_of_this_repository_agree() -> None:
 def test_text_that_is_no_utf8_survives(tmp_path: Path) -> None:
     """Token lists of real models hold broken bytes."""
     broken = struct.pack("<Q", 2) + b"\xff\xfe"
-    name = struct.pack("<Q", 1) + b"\xe9" + tensor("")[8:]
     entries = (entry("a", 8, broken), entry("b", 9, struct.pack("<IQ", 8, 1) + broken))
-    file = read_gguf(gguf(tmp_path / "x.gguf", entries=entries, tensors=(name,)))
+    file = read_gguf(gguf(tmp_path / "x.gguf", entries=entries))
+    assert (file.get("a"), file.get("b")) == ("\udcff\udcfe", ["\udcff\udcfe"])
     assert file.path.read_bytes().startswith(rewritten(file).rstrip(b"\0"))
 
 
@@ -177,16 +178,24 @@ def test_files_that_end_at_once(tmp_path: Path, case: str) -> None:
         read_gguf(path)
 
 
+def aligned(kind: int, value: bytes) -> bytes:
+    return entry("general.alignment", kind, value)
+
+
 HUGE = 2**62
 STRING = text("v")
 #: (what the message says, how the file differs from a good one)
 LIES: list[tuple[str, dict[str, Any]]] = [
     ("begin with GGUF", {"magic": b"GGML"}),
     ("version 1", {"version": struct.pack("<I", 1)}),
-    (f"version {3 << 24}", {"version": struct.pack(">I", 3)}),
+    ("version 4;", {"version": struct.pack("<I", 4)}),
+    ("version 0;", {"version": struct.pack("<I", 0)}),
+    ("is big-endian", {"version": struct.pack(">I", 3)}),
     (f"{HUGE} tensors", {"counts": (HUGE, 0)}),
     (f"{HUGE} metadata", {"counts": (1, HUGE)}),
-    ("past the end", {"counts": (1000, 0), "data": 0}),
+    ("1000 tensors", {"counts": (1000, 0), "data": 0}),
+    ("100 metadata", {"counts": (0, 100), "data": 1024}),
+    ("past its end", {"tensors": (tensor("a" * 9),) * 30, "counts": (31, 0), "data": 4}),
     ("stands twice", {"entries": (entry("k", 8, STRING), entry("k", 8, STRING))}),
     ("have one name", {"tensors": (tensor("a"), tensor("a", offset=128))}),
     ("ends at byte", {"tensors": (tensor("a", (10**6,)),)}),
@@ -203,12 +212,33 @@ LIES: list[tuple[str, dict[str, Any]]] = [
     ("array of", {"entries": (entry("k", 9, struct.pack("<IQ", 4, HUGE)),)}),
     ("array of", {"entries": (entry("k", 9, struct.pack("<IQ", 8, HUGE)),)}),
     ("unknown type 9", {"entries": (entry("k", 9, struct.pack("<IQ", 9, 1) * 5),)}),
+    ("array of the unknown type 13", {"entries": (entry("k", 9, struct.pack("<IQ", 13, 0)),)}),
     ("unknown type 13", {"entries": (entry("k", 13, b""),)}),
     ("a name of", {"tensors": (struct.pack("<Q", HUGE),)}),
-    ("past the end", {"entries": (entry("k", 8, struct.pack("<Q", HUGE)),)}),
-    ("alignment of 0", {"entries": (entry("general.alignment", 4, struct.pack("<I", 0)),)}),
-    ("alignment of 48", {"entries": (entry("general.alignment", 4, struct.pack("<I", 48)),)}),
-    ("alignment of v", {"entries": (entry("general.alignment", 8, STRING),)}),
+    ("a name of 0", {"tensors": (tensor(""),)}),
+    ("a name of 64", {"tensors": (tensor("a" * 64),)}),
+    ("a name of 0", {"entries": (entry("", 8, STRING),)}),
+    ("a name of 65536", {"entries": (entry("k" * 65536, 8, STRING),)}),
+    (r"'a\\x00b' holds a zero byte", {"tensors": (tensor("a\0b"),)}),
+    (r"b'\\xe9' is not UTF-8", {"tensors": (tensor("e").replace(b"e", b"\xe9"),)}),
+    ("past its end", {"entries": (entry("k", 8, struct.pack("<Q", HUGE)),)}),
+    ("past its end", {"entries": (entry("k", 9, struct.pack("<IQQ", 8, 1, HUGE)),)}),
+    ("past its end", {"entries": (entry("k", 9, struct.pack("<IQQ", 8, 2, 1020)),)}),
+    ("alignment of 0", {"entries": (aligned(4, struct.pack("<I", 0)),)}),
+    ("alignment of 48", {"entries": (aligned(4, struct.pack("<I", 48)),)}),
+    ("alignment of 131072", {"entries": (aligned(4, struct.pack("<I", 1 << 17)),)}),
+    ("alignment of 'v'", {"entries": (aligned(8, STRING),)}),
+    ("alignment of 32", {"entries": (aligned(10, struct.pack("<Q", 32)),)}),
+    ("alignment of -32", {"entries": (aligned(5, struct.pack("<i", -32)),)}),
+    ("alignment of a list of 3", {"entries": (aligned(9, struct.pack("<IQ3B", 0, 3, 1, 1, 1)),)}),
+    ("alignment of True", {"entries": (aligned(7, b"\1"),)}),
+    ("architecture of 8", {"entries": (entry("general.architecture", 4, struct.pack("<I", 8)),)}),
+    ("architecture of ''", {"entries": (entry("general.architecture", 8, text("")),)}),
+    (r"of 'a\\nb'", {"entries": (entry("general.architecture", 8, text("a\nb")),)}),
+    ("neither 0 nor 1", {"entries": (entry("k", 7, b"\2"),)}),
+    ("neither 0 nor 1", {"entries": (entry("k", 9, struct.pack("<IQ3B", 7, 3, 1, 0, 255)),)}),
+    (r"has the shape \(32, 0\)", {"tensors": (tensor("a", (32, 0)),)}),
+    (r"has the shape \(0,\)", {"tensors": (tensor("a", (0,)),)}),
 ]
 
 
@@ -225,9 +255,10 @@ def test_version_2_is_read(tmp_path: Path) -> None:
     assert [info.name for info in read_gguf(path).tensors] == ["a"]
 
 
-@pytest.mark.parametrize("name", ["missing.gguf", "."])
+@pytest.mark.parametrize("name", ["missing.gguf", ".", "pipe"])
 def test_what_is_no_file(tmp_path: Path, name: str) -> None:
-    """A wrong path is the commonest mistake of all."""
+    """A wrong path is the commonest mistake of all; a pipe would be waited for without end."""
+    os.mkfifo(tmp_path / "pipe")
     with pytest.raises(GgufError, match="cannot be read"):
         read_gguf(tmp_path / name)
 

@@ -1,0 +1,113 @@
+"""What a finished model was made of, as metadata entries: who finds the file can tell.
+
+The GGUF specification has keys for a model's parents, and none for digests, adapters, runs and
+rounding: those stand below `general.ollama_trainer`. There is no time of day among them, so that
+the same base, adapter and seed give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ollama_trainer import __version__
+from ollama_trainer.errors import ExportError, GgufError
+from ollama_trainer.gguf.adapter import WEIGHTS_NAME
+from ollama_trainer.gguf.file import Entry, GgufFile, string_entry, uint32_entry
+from ollama_trainer.manifests import file_sha256
+
+_OWN = "general.ollama_trainer."
+_PARENTS = "general.base_model."
+#: What the specification has for a model and, in the same words, for its parents.
+_OF_A_PARENT = ("name", "author", "version", "organization", "url", "doi", "uuid", "repo_url")
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """What a model was made of. What is None is not known, and left out."""
+
+    #: As `digest_of` and `adapter_digest` give them: SHA-256, lower-case hex.
+    base_digest: str | None = None
+    adapter_digest: str | None = None
+    run_id: str | None = None
+    #: How weights came onto the grid, `compensated` or `stochastic`, and the seed of its chance.
+    rounding: str | None = None
+    seed: int | None = None
+    tool_version: str = __version__
+
+
+def with_provenance(metadata: Mapping[str, Entry], provenance: Provenance) -> dict[str, Entry]:
+    """The entries of a base, followed by those that say what became of it.
+
+    The base's own provenance, if it was made by this program, makes way. Its parents' names stay as
+    they are; if it names none, it becomes the parent.
+    """
+    entries = {key: entry for key, entry in metadata.items() if not key.startswith(_OWN)}
+    if not any(key.startswith(_PARENTS) for key in entries):
+        entries |= _as_parent(metadata)
+    told = {
+        "version": provenance.tool_version,
+        "base.digest": _prefixed(provenance.base_digest),
+        "adapter.digest": _prefixed(provenance.adapter_digest),
+        "run": provenance.run_id,
+        "rounding": provenance.rounding,
+    }
+    for name, value in told.items():
+        if value is not None:
+            entries[_OWN + name] = string_entry(_OWN + name, value)
+    if provenance.seed is not None:
+        entries[f"{_OWN}seed"] = uint32_entry(f"{_OWN}seed", provenance.seed)
+    return entries
+
+
+def _as_parent(base: Mapping[str, Entry]) -> dict[str, Entry]:
+    """What a model says of itself, in the words in which its children say it of their parent."""
+    said = {
+        name: base[f"general.{name}"].value for name in _OF_A_PARENT if f"general.{name}" in base
+    }
+    told = {f"{_PARENTS}0.{name}": value for name, value in said.items() if isinstance(value, str)}
+    if not told:
+        return {}
+    count = f"{_PARENTS}count"
+    return {count: uint32_entry(count, 1)} | {
+        key: string_entry(key, value) for key, value in told.items()
+    }
+
+
+def _prefixed(digest: str | None) -> str | None:
+    return None if digest is None else f"sha256:{digest}"
+
+
+def digest_of(gguf: GgufFile) -> str:
+    """SHA-256 of the file, or of a model's files one after the other, as lower-case hex.
+
+    Raises:
+        GgufError: they cannot be read.
+    """
+    digest = hashlib.sha256()
+    for part in gguf.parts:
+        try:
+            with part.path.open("rb") as handle:
+                while data := handle.read(_READ_BYTES):
+                    digest.update(data)
+        except OSError as error:
+            raise GgufError(f"{part.path} cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def adapter_digest(directory: Path) -> str:
+    """SHA-256 of an adapter's weights file, as lower-case hex.
+
+    Its configuration is left out: it names the directory in which its base happened to lie.
+
+    Raises:
+        ExportError: the file cannot be read.
+    """
+    path = directory / WEIGHTS_NAME
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise ExportError(f"{path} cannot be read: {error.strerror}") from error
