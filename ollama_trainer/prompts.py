@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ollama_trainer.errors import BaseModelError
 from ollama_trainer.gguf.file import GgufFile
+from ollama_trainer.gguf.vocabulary import token_id, tokens
 from ollama_trainer.llama import ends_generation
 from ollama_trainer.records import Example, Message, TokenizedExample
 
@@ -60,11 +61,7 @@ class ChatTemplate:
             raise BaseModelError(
                 f"{gguf.path.name} has no chat template", "Choose a chat or instruct model."
             )
-        tokens = gguf.get("tokenizer.ggml.tokens", [])
-        self._special = {
-            f"{name}_token": _token_text(tokens, gguf.get(f"tokenizer.ggml.{name}_token_id"))
-            for name in ("bos", "eos")
-        }
+        self._special = {f"{name}_token": _token_text(gguf, name) for name in ("bos", "eos")}
         self._template = _compile(self.source, gguf.path.name)
 
     def render(
@@ -99,8 +96,9 @@ class ChatTemplate:
             ) from error
 
 
-def _token_text(tokens: Sequence[str], index: object) -> str:
-    return tokens[index] if isinstance(index, int) and 0 <= index < len(tokens) else ""
+def _token_text(gguf: GgufFile, name: str) -> str:
+    index = token_id(gguf, name)
+    return "" if index is None else tokens(gguf)[index]
 
 
 def _compile(source: str, file_name: str) -> Template:
@@ -169,10 +167,8 @@ class Tokenizer:
     @cached_property
     def _removable_bos(self) -> str:
         """The BOS text where llama.cpp adds BOS itself: a template's own one would be a second."""
-        prefix = "tokenizer.ggml."
-        index = self._gguf.get(f"{prefix}bos_token_id")
-        adds = self.ids("", special=True)[:1] == [index]
-        return _token_text(self._gguf.get(f"{prefix}tokens", []), index) if adds else ""
+        adds = self.ids("", special=True)[:1] == [token_id(self._gguf, "bos")]
+        return _token_text(self._gguf, "bos") if adds else ""
 
     def ids(self, text: str, *, special: bool, begin: bool = True) -> list[int]:
         """Token ids of a text.

@@ -2,38 +2,50 @@
 
 Tensors that the adapter does not touch are copied byte for byte; touched ones are rewritten on the
 base's own scales, a chunk of rows at a time. Metadata is carried over as it stands, except for the
-entries that the caller replaces. Memory stays bounded by a chunk, whatever the model's size.
+entries that the caller replaces. Memory stays bounded by a few chunks, whatever the model's size.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
 
-from ollama_trainer.errors import ExportError, NotANumber
+import numpy as np
+
+from ollama_trainer.errors import ExportError, MergedEqualsBase, NotANumber
 from ollama_trainer.gguf.adapter import LoraPair
-from ollama_trainer.gguf.compensation import Feedback, feedback_of
+from ollama_trainer.gguf.architectures import architecture_of
+from ollama_trainer.gguf.blas import one_thread
+from ollama_trainer.gguf.experts import ByTensor, Changes
+from ollama_trainer.gguf.feedbacks import DEFAULT_ROUNDING, Feedbacks, RoundingOptions
 from ollama_trainer.gguf.file import (
     TYPE_BY_NAME,
     Entry,
     GgufFile,
     TensorInfo,
+    TensorReader,
     TensorType,
     header_bytes,
     laid_out,
 )
-from ollama_trainer.gguf.grids import MERGEABLE, as_float_bytes, dequantize
-from ollama_trainer.gguf.quantize import QUANTIZERS
-from ollama_trainer.gguf.rounding import Compensation, add_on_grid, generator_for
+from ollama_trainer.gguf.grids import MERGEABLE
+from ollama_trainer.gguf.order import (
+    FILE_TYPES,
+    commonest_type,
+    ordered_metadata,
+    ordered_tensors,
+)
+from ollama_trainer.gguf.pieces import Piece, made, settle_allocator
+from ollama_trainer.gguf.provenance import Provenance, with_provenance
 from ollama_trainer.gguf.statistics import InputStatistics
-from ollama_trainer.gguf.tensors import architecture_of, row_order, tensor_names
+from ollama_trainer.gguf.tensors import row_order, tensor_names
+from ollama_trainer.gguf.touched import Rewriter, Sources, Touched
 from ollama_trainer.workspace import atomic_path
-
-if TYPE_CHECKING:
-    from torch import Generator, Tensor
 
 #: What touched tensors become: their own type on their own scales, or another type.
 QUANTIZATIONS = {
@@ -42,24 +54,11 @@ QUANTIZATIONS = {
     "q8_0": TYPE_BY_NAME["Q8_0"],
     "q6_k": TYPE_BY_NAME["Q6_K"],
 }
-#: Weights that are worked on at once: 64 MB as float32, several of which are alive.
-_CHUNK_WEIGHTS = 1 << 22
-_COPY_BYTES = 1 << 24
-#: Inputs from which on a GPU is faster: it waits for each column as long as a CPU, and only the
-#: work within a column is quicker.
-_WIDE = 2048
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundingOptions:
-    """How compensated rounding is done; docs/explanation/nothing-lost.md has the measurements."""
-
-    #: Share of the mean diagonal that is added to the diagonal of the second moments.
-    damping: float = 0.01
-    #: Share of the rounding that is left to chance.
-    dither: float = 0.6
-    #: How much the directions that the adapter reads count, beside the mean diagonal.
-    protection: float = 5.0
+_COPY_BYTES = 1 << 20
+#: Bytes that the pieces in work and the matrices for them may take together.
+_WORK_BYTES = 530_000_000
+#: A change as large as this is none of a model's weights, and its sums could overflow.
+_LARGEST_CHANGE = 1e30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,9 +82,12 @@ def merge(
     quantization: str = "same",
     at_least: str | None = None,
     statistics: InputStatistics | None = None,
-    rounding: RoundingOptions = RoundingOptions(),
+    rounding: RoundingOptions = DEFAULT_ROUNDING,
     seed: int = 1,
     metadata: Mapping[str, Entry] | None = None,
+    provenance: Provenance | None = None,
+    scales: GgufFile | None = None,
+    must_change: bool = False,
     progress: Callable[[float], None] = lambda _fraction: None,
 ) -> MergeReport:
     """Writes `base` with `adapter` merged into it to `out`, whole or not at all.
@@ -100,169 +102,201 @@ def merge(
         statistics: of the layers' inputs; layers that they know are rounded with compensation, all
             others stochastically.
         rounding: how compensated rounding is done.
-        seed: of the rounding; the same seed gives the same bytes on the same kind of CPU.
-        metadata: entries that replace the base's of the same key, or are appended.
+        seed: of the rounding; the same seed gives the same bytes on the same kind of CPU, however
+            many of its cores take part.
+        metadata: entries that replace the file's of the same key, or are appended.
+        provenance: what the result is made of, to be written into it.
+        scales: the same model, quantised. Metadata, types, scales and what the adapter does not
+            touch are then those of this file, and `base`, in full precision, gives the weights that
+            the change is added to.
+        must_change: whether a result that is its base again is an error.
         progress: called with the share of bytes written, 0 to 1.
 
     Raises:
-        ExportError: the adapter does not fit the base, or a type cannot be merged into.
+        ExportError: adapter, base and scales do not fit together, or a type cannot be merged into.
+        MergedEqualsBase: the adapter changes no weight, and it must.
     """
-    touched = _match(base, adapter, quantization, at_least)
-    entries = {**base.metadata, **(metadata or {})}
-    infos = laid_out(
-        (touched[info.name].after if info.name in touched else info for info in base.tensors),
-        base.alignment,
-    )
-    header = header_bytes(entries, infos, base.alignment)
-    total = len(header) + sum(info.n_bytes + -info.n_bytes % base.alignment for info in infos)
-    feedbacks = _Feedbacks(statistics, adapter, rounding)
-    changed = False
+    form = scales or base
+    changes = ByTensor(base, adapter)
+    touched = _match(base, scales, changes, quantization, at_least)
+    entries = {**form.metadata, **(metadata or {})}
+    if provenance is not None:
+        entries = with_provenance(entries, provenance)
+    layout = _Layout(form, touched, entries)
+    n_workers = os.cpu_count() or 1
+    settle_allocator()
     try:
-        with (
-            atomic_path(out) as partial,
-            base.path.open("rb") as source,
-            partial.open("wb") as sink,
-        ):
-            sink.write(header)
-            for before in base.tensors:
-                source.seek(base.data_start + before.offset)
-                tensor = touched.get(before.name)
-                if tensor is None:
-                    _copy(source, sink, before.n_bytes)
-                else:
-                    compensation = feedbacks.take(tensor.module)
-                    changed |= _write_touched(tensor, compensation, seed, source, sink)
-                sink.write(b"\0" * (-sink.tell() % base.alignment))
-                progress(sink.tell() / total)
-            sink.flush()
-            size = sink.tell()
+        with ExitStack() as stack:
+            stack.enter_context(one_thread())
+            unfinished = stack.enter_context(atomic_path(out))
+            sources = Sources(stack.enter_context(base.open()), stack.enter_context(form.open()))
+            sink = stack.enter_context(unfinished.open("wb"))
+            executor = stack.enter_context(ThreadPoolExecutor(n_workers))
+            quantised = [tensor.module for tensor in touched.values() if tensor.is_quantised]
+            feedbacks = Feedbacks(statistics, adapter, quantised, rounding, executor.map)
+            rewriters = _Rewriters(base, changes, sources, feedbacks, seed)
+            pieces = layout.pieces(sources, rewriters)
+            for data in made(pieces, executor, n_workers, lambda: _WORK_BYTES - feedbacks.n_bytes):
+                sink.write(data)
+                progress(sink.tell() / layout.n_bytes)
+            changed = any(tensor.changed for tensor in touched.values())
+            if must_change and not changed:
+                raise MergedEqualsBase(
+                    "The finished model is its base again: the adapter changes no weight",
+                    "Train for more steps or at a higher learning rate.",
+                )
     except OSError as error:
         raise ExportError(
             f"{out} could not be written: {error.strerror}",
-            f"Make room for {total / 1e6:.0f} MB there, or choose another data directory.",
+            f"Make room for {layout.n_bytes / 1e6:.0f} MB there, or choose another data directory.",
         ) from error
     return MergeReport(
         n_touched=len(touched),
         n_compensated=feedbacks.n_taken,
-        n_copied=len(infos) - len(touched),
-        n_bytes=size,
+        n_copied=len(layout.tensors) - len(touched),
+        n_bytes=layout.n_bytes,
         changed=changed,
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Touched:
-    """A tensor with an adapter's change, in the row order of the GGUF."""
-
-    module: str
-    before: TensorInfo
-    #: Name, shape and type that it will have.
-    after: TensorInfo
-    pair: LoraPair
-
-    def delta(self, start: int, stop: int) -> Tensor:
-        import torch
-
-        delta = self.pair.up[start:stop] @ self.pair.down
-        if not torch.isfinite(delta).all():
-            raise NotANumber(
-                f"The adapter's change of {self.before.name} is not a finite number",
-                "Training diverged: use a lower learning rate.",
-            )
-        return delta
-
-
-class _Feedbacks:
-    """Compensation for each module, kept only as long as layers with the same input are to come."""
+class _Layout:
+    """What stands where in the result: as llama-quantize would write it."""
 
     def __init__(
-        self,
-        statistics: InputStatistics | None,
-        adapter: Mapping[str, LoraPair],
-        rounding: RoundingOptions,
+        self, form: GgufFile, touched: Mapping[str, Touched], metadata: Mapping[str, Entry]
     ) -> None:
-        self._statistics, self._adapter, self._rounding = statistics, adapter, rounding
-        inputs = statistics.inputs if statistics is not None else {}
-        self._input_of = {module: inputs[module] for module in adapter if module in inputs}
-        self._to_come = Counter(self._input_of.values())
-        self._kept: dict[str, Feedback] = {}
-        self.n_taken = 0
+        self._form, self._touched = form, touched
+        after = [
+            touched[info.name].after if info.name in touched else info for info in form.tensors
+        ]
+        self.tensors = laid_out(ordered_tensors(after), form.alignment)
+        # A file is called by the type of most of its weights.
+        before_type, after_type = commonest_type(form.tensors), commonest_type(after)
+        file_type = None if before_type == after_type else FILE_TYPES[after_type]
+        entries = ordered_metadata(metadata, self.tensors, file_type)
+        self._header = header_bytes(entries, self.tensors, form.alignment)
+        self.n_bytes = len(self._header) + sum(
+            info.n_bytes + self._padding(info) for info in self.tensors
+        )
 
-    def take(self, module: str) -> Compensation | None:
-        """The compensation of a module; each module takes it once."""
-        import torch
+    def _padding(self, info: TensorInfo) -> int:
+        return -info.n_bytes % self._form.alignment
 
-        name = self._input_of.get(module)
-        if name is None or self._statistics is None:
-            return None
-        if name not in self._kept:
-            moment = self._statistics.second_moment(name)
-            _protect(moment, self._pairs(name), self._rounding.protection)
-            wide = len(moment) >= _WIDE and torch.cuda.is_available()
-            moment = moment.to("cuda" if wide else "cpu")
-            self._kept[name] = feedback_of(moment, self._rounding.damping)
-        feedback = self._kept[name]
-        self._to_come[name] -= 1
-        if not self._to_come[name]:
-            del self._kept[name]
-        self.n_taken += 1
-        return Compensation(feedback, self._rounding.dither)
-
-    def _pairs(self, name: str) -> list[LoraPair]:
-        return [self._adapter[module] for module, own in self._input_of.items() if own == name]
+    def pieces(self, sources: Sources, rewriters: _Rewriters) -> Iterator[Piece]:
+        """The whole file."""
+        yield _ready(self._header)
+        for info in self.tensors:
+            if info.name in self._touched:
+                yield from rewriters.pieces(self._touched[info.name])
+            else:
+                yield from _copied(sources.form, self._form.by_name[info.name])
+            yield _ready(bytes(self._padding(info)))
 
 
-def _protect(moment: Tensor, pairs: Sequence[LoraPair], protection: float) -> None:
-    """Adds the directions that the adapter reads to the second moments, in place.
+def _ready(data: bytes) -> Piece:
+    return Piece(lambda: data, len(data))
 
-    The moments know the inputs of the rows that were trained on. Other questions have other inputs,
-    and what the adapter does with those lies in the few directions that it reads at all: D'D of its
-    change D, scaled so that each of them counts `protection` times the mean diagonal.
-    """
-    mean = moment.diagonal().mean()
-    ranks = sum(len(pair.down) for pair in pairs)
-    for pair in pairs:
-        reads = pair.down.T @ (pair.up.T @ pair.up) @ pair.down
-        total = reads.diagonal().sum()
-        if total > 0:
-            moment.add_(reads, alpha=float(protection * mean * ranks / total))
+
+def _copied(source: TensorReader, info: TensorInfo) -> Iterator[Piece]:
+    for start in range(0, info.n_bytes, _COPY_BYTES):
+        n_bytes = min(_COPY_BYTES, info.n_bytes - start)
+        yield Piece(partial(source.read, info, start, n_bytes), n_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rewriters:
+    """What all touched tensors have in common."""
+
+    base: GgufFile
+    changes: Mapping[str, Changes]
+    sources: Sources
+    feedbacks: Feedbacks
+    seed: int
+
+    def pieces(self, tensor: Touched) -> Iterator[Piece]:
+        compensation = None
+        if tensor.is_quantised:
+            if self.feedbacks.needs_room(tensor.module):
+                yield Piece(bytes, 0, waits=True)
+            compensation = self.feedbacks.take(tensor.module)
+        changes = self.changes[tensor.module]
+        n_rows = tensor.before.n_rows // len(changes)
+        for number, part in enumerate(changes):
+            up = np.ascontiguousarray(row_order(self.base, tensor.module)(part.up))
+            pair = LoraPair(part.down, up)
+            rewriter = Rewriter(
+                tensor, pair, self.sources, self.seed, compensation, number * n_rows
+            )
+            yield from rewriter.pieces()
 
 
 def _match(
     base: GgufFile,
-    adapter: Mapping[str, LoraPair],
+    scales: GgufFile | None,
+    changes: Mapping[str, Changes],
     quantization: str,
     at_least: str | None,
-) -> dict[str, _Touched]:
+) -> dict[str, Touched]:
+    """Tensors that change, by name."""
     architecture_of(base)
+    if scales is not None:
+        _check_same_model(base, scales)
     names = tensor_names(base)
     touched = {}
-    for module, pair in adapter.items():
+    for module, pairs in changes.items():
         name = names.get(module)
         if name is None:
             raise ExportError(
                 f"The adapter changes {module}, which {base.path.name} does not have",
                 "Merge an adapter into the base that it was trained on.",
             )
-        info = base.by_name[name]
-        shape = (pair.down.shape[1], pair.up.shape[0])
-        if info.shape != shape:
-            raise ExportError(
-                f"The adapter's {module} has shape {shape}, the base's {name} {info.shape}",
-                "Merge an adapter into the base that it was trained on.",
-            )
-        if info.type.name not in MERGEABLE:
-            raise ExportError(
-                f"{name} is of the type {info.type.name}, which a LoRA cannot be merged into",
-                f"Use a base whose tensors are of {', '.join(sorted(MERGEABLE))}.",
-            )
-        touched[name] = _Touched(
-            module=module,
-            before=info,
-            after=replace(info, type=type_after(info, quantization, at_least)),
-            pair=LoraPair(pair.down, row_order(base, module)(pair.up)),
+        before = base.by_name[name]
+        for pair in pairs:
+            _check_pair(module, pair, before, len(pairs))
+        form = before if scales is None else scales.by_name[name]
+        for info in (before, form):
+            _check_mergeable(info)
+        after = replace(form, type=type_after(form, quantization, at_least))
+        on_scales = scales is not None and after.type == form.type
+        touched[name] = Touched(
+            module=module, before=before, after=after, scales=form if on_scales else None
         )
     return touched
+
+
+def _check_same_model(base: GgufFile, scales: GgufFile) -> None:
+    here, there = ({info.name: info.shape for info in file.tensors} for file in (base, scales))
+    for name in here.keys() | there.keys():
+        if here.get(name) != there.get(name):
+            raise ExportError(
+                f"{name} has shape {here.get(name)} in {base.path.name},"
+                f" but {there.get(name)} in {scales.path.name}",
+                "Quantise the very model that the adapter was trained on.",
+            )
+
+
+def _check_pair(module: str, pair: LoraPair, info: TensorInfo, n_pairs: int) -> None:
+    shape = (pair.down.shape[1], pair.up.shape[0])
+    if info.shape != (shape if n_pairs == 1 else (*shape, n_pairs)):
+        raise ExportError(
+            f"The adapter's {module} has shape {shape}, the base's {info.name} {info.shape}",
+            "Merge an adapter into the base that it was trained on.",
+        )
+    # No change is larger than this; of what is not a number, it is none either.
+    largest = float(np.abs(pair.down).max()) * float(np.abs(pair.up).max()) * len(pair.down)
+    if not largest < _LARGEST_CHANGE:
+        raise NotANumber(
+            f"The adapter's change of {info.name} is not a finite number",
+            "Training diverged: use a lower learning rate.",
+        )
+
+
+def _check_mergeable(info: TensorInfo) -> None:
+    if info.type.name not in MERGEABLE:
+        raise ExportError(
+            f"{info.name} is of the type {info.type.name}, which a LoRA cannot be merged into",
+            f"Use a base whose tensors are of {', '.join(sorted(MERGEABLE))}.",
+        )
 
 
 def type_after(info: TensorInfo, quantization: str, at_least: str | None = None) -> TensorType:
@@ -283,66 +317,3 @@ def type_after(info: TensorInfo, quantization: str, at_least: str | None = None)
             "Use the quantization f16, or same.",
         )
     return target
-
-
-def _write_touched(
-    tensor: _Touched,
-    compensation: Compensation | None,
-    seed: int,
-    source: BinaryIO,
-    sink: BinaryIO,
-) -> bool:
-    """Writes a touched tensor; returns whether the adapter changed any weight of it."""
-    import torch
-
-    before, after = tensor.before, tensor.after
-    generator = generator_for(seed, before.name)
-    changed = False
-    step = max(1, _CHUNK_WEIGHTS // before.row_length)
-    for start in range(0, before.n_rows, step):
-        stop = min(before.n_rows, start + step)
-        data = bytearray(_read(source, (stop - start) * before.row_bytes))
-        raw = torch.frombuffer(data, dtype=torch.uint8).reshape(stop - start, -1)
-        delta = tensor.delta(start, stop)
-        if after.type == before.type:
-            result = add_on_grid(raw, delta, before.type, generator, compensation)
-            changed = changed or not torch.equal(result, raw)
-        else:
-            changed = changed or bool(delta.any())
-            wished = dequantize(raw, before.type) + delta
-            result = _on_new_grid(wished, after.type, generator, compensation)
-        sink.write(result.numpy().tobytes())
-    return changed
-
-
-def _on_new_grid(
-    wished: Tensor, kind: TensorType, generator: Generator, compensation: Compensation | None
-) -> Tensor:
-    """Bytes of another type, with scales of their own; rounded to nearest, errors made good.
-
-    No weight lies on the new grid to begin with, so rounding to nearest loses no change there.
-    """
-    if kind.name not in QUANTIZERS:
-        return as_float_bytes(wished, kind)
-    raw = QUANTIZERS[kind.name](wished)
-    if compensation is None:
-        return raw
-    error = wished - dequantize(raw, kind)
-    return add_on_grid(raw, error, kind, generator, replace(compensation, dither=0.0))
-
-
-def _copy(source: BinaryIO, sink: BinaryIO, n_bytes: int) -> None:
-    while n_bytes:
-        data = _read(source, min(n_bytes, _COPY_BYTES))
-        sink.write(data)
-        n_bytes -= len(data)
-
-
-def _read(source: BinaryIO, n_bytes: int) -> bytes:
-    data = source.read(n_bytes)
-    if len(data) != n_bytes:
-        raise ExportError(
-            f"{source.name} ended while it was read",
-            "Leave the base alone while a run uses it, and start the run again.",
-        )
-    return data

@@ -1,95 +1,70 @@
 """Which module of a Hugging Face model is which tensor of a GGUF, and in which order of rows.
 
 The names come from gguf's own map, the one that llama.cpp's converter uses. What the converter does
-to the weights besides renaming is listed here per architecture; an architecture that is not listed
-is refused by name, since a merge into rows of another order would silently ruin the model.
+to the weights besides renaming is listed per architecture in architectures.py.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ollama_trainer.errors import BaseModelError
+from ollama_trainer.gguf.architectures import known
 from ollama_trainer.gguf.file import GgufFile
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
+Rows = NDArray[np.float32]
 #: Output rows in the order of transformers -> the same rows in the order of the GGUF.
-RowOrder = Callable[["Tensor"], "Tensor"]
+RowOrder = Callable[[Rows], Rows]
+#: No model comes near; a hostile header may, and names are made for each.
+_MAX_BLOCKS = 1024
+_LARGEST = (1 << 31) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """What is known of one architecture."""
+def tensor_names(gguf: GgufFile, suffix: str = "weight") -> dict[str, str]:
+    """Module in transformers (`model.layers.0.self_attn.q_proj`) -> tensor in this GGUF.
 
-    #: Linear layers that a LoRA is put on, by the last part of the module's name.
-    target_modules: tuple[str, ...]
-    #: Every tensor that a file of it may hold: the name without block number and suffix.
-    tensors: frozenset[str]
-    #: Modules whose rows llama.cpp reorders for its rotary embedding -> key with their head count.
-    rotary_rows: dict[str, str]
-
-
-_ATTENTION_AND_MLP = (
-    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
-)  # fmt: skip
-#: Each is proven by a parity test: transformers + PEFT against llama.cpp on the merged file.
-ARCHITECTURES = {
-    "llama": Architecture(
-        target_modules=_ATTENTION_AND_MLP,
-        tensors=frozenset(
-            {"token_embd", "output", "output_norm", "attn_norm", "ffn_norm"}
-            | {"attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"}
-        ),
-        rotary_rows={
-            "q_proj": "attention.head_count",
-            "k_proj": "attention.head_count_kv",
-        },
-    ),
-}
-
-
-def architecture_of(gguf: GgufFile) -> Architecture:
-    """What is known of the file's architecture.
-
-    Raises:
-        BaseModelError: nothing is, or the file holds more than what is known.
+    Args:
+        suffix: `weight` or `bias`.
     """
-    architecture = _known(gguf)
-    for tensor in gguf.tensors:
-        stem = re.fullmatch(r"(?:blk\.\d+\.)?(\w+)\.weight", tensor.name)
-        if stem is None or stem[1] not in architecture.tensors:
-            raise BaseModelError(
-                f"{gguf.path.name} holds the tensor {tensor.name}, which is not supported in a"
-                f" model of the architecture {gguf.architecture}",
-                "Choose another base.",
-            )
-    return architecture
-
-
-def _known(gguf: GgufFile) -> Architecture:
-    architecture = ARCHITECTURES.get(gguf.architecture)
-    if architecture is None:
-        raise BaseModelError(
-            f"The architecture {gguf.architecture or '(none)'} ({gguf.path.name}) is not supported",
-            f"Choose a base of the architecture {', '.join(sorted(ARCHITECTURES))}.",
-        )
-    return architecture
-
-
-def tensor_names(gguf: GgufFile) -> dict[str, str]:
-    """Module in transformers (`model.layers.0.self_attn.q_proj`) -> tensor in this GGUF."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
+    known(gguf)
     arch = next(key for key, name in MODEL_ARCH_NAMES.items() if name == gguf.architecture)
-    blocks = int(gguf.hyperparameter("block_count", 0))
-    names = get_tensor_name_map(arch, blocks).mapping
-    weights = ((module, f"{name}.weight") for module, (_, name) in names.items())
-    return {module: name for module, name in weights if name in gguf.by_name}
+    names = get_tensor_name_map(arch, block_count(gguf)).mapping
+    tensors = ((module, f"{name}.{suffix}") for module, (_, name) in names.items())
+    return {module: name for module, name in tensors if name in gguf.by_name}
+
+
+def block_count(gguf: GgufFile) -> int:
+    """How many layers the model has.
+
+    Raises:
+        BaseModelError: the file does not say, or says nonsense.
+    """
+    return whole(gguf, "block_count", most=_MAX_BLOCKS)
+
+
+def whole(
+    gguf: GgufFile, key: str, default: int | None = None, *, least: int = 1, most: int = _LARGEST
+) -> int:
+    """The whole number `<architecture>.<key>`.
+
+    Args:
+        default: of a file that does not say it; None refuses the file.
+
+    Raises:
+        BaseModelError: it is missing, of another type, or out of bounds.
+    """
+    value = gguf.hyperparameter(key, default)
+    if type(value) is not int or not least <= value <= most:
+        raise BaseModelError(
+            f"{gguf.path.name} has a {gguf.architecture}.{key} of {value!r:.80}",
+            "Choose another base, or fetch this one again.",
+        )
+    return value
 
 
 def row_order(gguf: GgufFile, module: str) -> RowOrder:
@@ -105,18 +80,19 @@ def original_row_order(gguf: GgufFile, module: str) -> RowOrder:
 
 
 def _rotary_heads(gguf: GgufFile, module: str) -> int | None:
-    key = _known(gguf).rotary_rows.get(module.rsplit(".", 1)[-1])
+    key = known(gguf).rotary_rows.get(module.rsplit(".", 1)[-1])
     if key is None:
         return None
-    heads = gguf.hyperparameter(key) or gguf.hyperparameter("attention.head_count")
-    if not isinstance(heads, int) or heads < 1:
-        raise BaseModelError(f"{gguf.path.name} names no usable {key}", "Choose another base.")
-    return heads
+    return whole(gguf, key, whole(gguf, "attention.head_count"))
 
 
-def _swap(rows: Tensor, heads: int, outer: int, inner: int) -> Tensor:
+def _swap(rows: Rows, heads: int, outer: int, inner: int) -> Rows:
     """Within each head: two halves one after the other <-> pairs (x_i, x_{i + d/2})."""
     shape = rows.shape
     half = shape[0] // heads // 2
+    if half * heads * 2 != shape[0]:
+        raise BaseModelError(
+            f"{shape[0]} rows cannot be those of {heads} heads", "Choose another base."
+        )
     sizes = [half if size < 0 else size for size in (outer, inner)]
     return rows.reshape(heads, *sizes, *shape[1:]).swapaxes(1, 2).reshape(shape)

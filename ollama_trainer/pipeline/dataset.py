@@ -14,6 +14,7 @@ from ollama_trainer.bases import resolve_base
 from ollama_trainer.compiler import Compiled, compile_dataset, is_plain, nothing_left
 from ollama_trainer.errors import DatasetError, TrainerError
 from ollama_trainer.gguf.file import GgufFile, read_gguf
+from ollama_trainer.gguf.tensors import whole
 from ollama_trainer.pipeline.held_out import split
 from ollama_trainer.pipeline.plan import most_examples
 from ollama_trainer.pipeline.report import Seen, report_of
@@ -106,6 +107,7 @@ def inspect(
     base: str,
     training: TrainingOptions,
     options: DatasetOptions,
+    cache: Path,
     scratch: Path | None = None,
 ) -> DatasetReport:
     """What a run would make of a data set, without the run.
@@ -116,6 +118,7 @@ def inspect(
             report says so.
         training: as of `prepare`.
         options: what is made of the rows.
+        cache: directory for what is made of a base.
         scratch: directory for temporary files; None means the system's.
 
     Raises:
@@ -127,7 +130,7 @@ def inspect(
         contextlib.ExitStack() as stack,
     ):
         try:
-            gguf = read_gguf(resolve_base(base).gguf)
+            gguf = read_gguf(resolve_base(base, cache).gguf)
             form = stack.enter_context(open_prompt_format(gguf))
         except (TrainerError, ImportError) as error:
             report = report_of(compiled, training, None, (), 0)
@@ -144,7 +147,7 @@ def inspect(
 
 def within_context(training: TrainingOptions, base: GgufFile) -> TrainingOptions:
     """The same options with a max_length that the base can read."""
-    longest = int(base.hyperparameter("context_length", training.max_length))
+    longest = whole(base, "context_length", training.max_length)
     return training.model_copy(update={"max_length": min(training.max_length, longest)})
 
 

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ollama_trainer.backends import Recipe, ReplayPlan
+from ollama_trainer.bases.configuration import configuration
 from ollama_trainer.errors import BaseModelError
+from ollama_trainer.gguf.architectures import architecture_of
 from ollama_trainer.gguf.file import GgufFile
 from ollama_trainer.gguf.grids import MERGEABLE
-from ollama_trainer.gguf.tensors import architecture_of, tensor_names
+from ollama_trainer.gguf.tensors import block_count, tensor_names, whole
 from ollama_trainer.pipeline.held_out import HELD_OUT
 from ollama_trainer.records import ReplayText, TokenizedExample, TrainingOptions
 from ollama_trainer.replay import in_batches
@@ -56,7 +58,7 @@ def recipe_for(base: GgufFile, options: TrainingOptions, n_examples: int) -> Rec
     """
     batch_size, steps = batches_for(options, n_examples)
     small, large = _LEARNING_RATES
-    rate = small if base.hyperparameter("embedding_length", 0) < 1024 else large
+    rate = small if whole(base, "embedding_length") < 1024 else large
     return Recipe(
         rank=options.rank,
         alpha=options.alpha,
@@ -98,7 +100,7 @@ def layers_for(base: GgufFile, options: TrainingOptions) -> tuple[int, ...]:
     Raises:
         BaseModelError: the base has fewer.
     """
-    count = int(base.hyperparameter("block_count", 0))
+    count = block_count(base)
     named = {"all": count, "auto": math.ceil(_SHARE_OF_LAYERS * count)}
     asked = options.layers if isinstance(options.layers, int) else named[options.layers]
     if asked > count:
@@ -140,9 +142,11 @@ def check_trainable(base: GgufFile) -> tuple[str, ...]:
     """The modules of `base` that a LoRA is put on; asked before any time is spent.
 
     Raises:
-        BaseModelError: the architecture is unknown here, or a tensor cannot be merged into.
+        BaseModelError: the architecture is unknown here, no configuration says what the file says,
+            or a tensor cannot be merged into.
     """
     modules = architecture_of(base).target_modules
+    configuration(base)
     for module, name in tensor_names(base).items():
         kind = base.by_name[name].type.name
         if module.rsplit(".", 1)[-1] in modules and kind not in MERGEABLE:

@@ -149,6 +149,7 @@ def test_padding_is_never_the_end(named: dict[str, int], pad: int) -> None:
     metadata = {
         f"tokenizer.ggml.{name}_token_id": Entry(index, b"") for name, index in named.items()
     }
+    metadata["tokenizer.ggml.tokens"] = Entry(list("abcdef"), b"")
     gguf = GgufFile(Path("none.gguf"), metadata, (), 32, 0)
     assert special_token_ids(gguf)["pad"] == pad != named["eos"]
 
@@ -193,3 +194,24 @@ def test_a_tensor_that_has_no_place_is_refused_and_leaves_nothing(
         dequantized_directory(resolve_base(f"gguf:{path}"), tmp_path, torch.float32)
     assert "cls" in caught.value.cause
     assert not list(tmp_path.glob("dequantized*"))
+
+
+def test_weights_in_several_files_are_the_same_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of gigabytes is written in files that fit into memory."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    path = write_gguf(tiny_model(), tmp_path / "base.gguf")
+    base = resolve_base(f"gguf:{path}")
+    whole = dequantized_directory(base, tmp_path / "whole", torch.float32)
+    monkeypatch.setattr("ollama_trainer.bases.dequantized._SHARD_BYTES", 1 << 20)
+    parts = dequantized_directory(base, tmp_path / "parts", torch.float32)
+    assert len(list(parts.glob("*.safetensors"))) > 2
+    first, second = (AutoModelForCausalLM.from_pretrained(one) for one in (whole, parts))
+    for (name, weight), (other_name, other) in zip(
+        first.named_parameters(), second.named_parameters(), strict=True
+    ):
+        assert name == other_name
+        assert torch.equal(weight, other)

@@ -2,98 +2,52 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
+import resource
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch  # noqa: TID253
-from numpy.typing import NDArray
+from safetensors.torch import save_file
 
 from ollama_trainer.errors import ExportError, MergedEqualsBase, NotANumber, TrainerError
+from ollama_trainer.gguf import blas, compensation
+from ollama_trainer.gguf import feedbacks as feedbacks_module
 from ollama_trainer.gguf import merge as merge_module
-from ollama_trainer.gguf.adapter import LoraPair
-from ollama_trainer.gguf.file import GgufFile, TensorInfo, read_gguf, string_entry
-from ollama_trainer.gguf.grids import dequantize
-from ollama_trainer.gguf.merge import MergeReport, RoundingOptions, merge
+from ollama_trainer.gguf import touched as touched_module
+from ollama_trainer.gguf.adapter import CONFIG_NAME, WEIGHTS_NAME, LoraPair
+from ollama_trainer.gguf.feedbacks import RoundingOptions
+from ollama_trainer.gguf.file import GgufFile, read_gguf, string_entry
+from ollama_trainer.gguf.merge import MergeReport, merge
 from ollama_trainer.gguf.statistics import InputStatistics, write_index, write_moments
 from ollama_trainer.gguf.tensors import original_row_order, row_order
 from ollama_trainer.pipeline.export import export, rungs
 from ollama_trainer.testing import tiny_gguf
-from tests.quantised import FLOATS, GRIDS, quantised
+from tests.merging import (
+    FEW_CODES,
+    HEADS,
+    HIDDEN,
+    K_PROJ,
+    LAYERS,
+    O_PROJ,
+    Q_PROJ,
+    UP_PROJ,
+    V_PROJ,
+    inputs,
+    lora,
+    output_error,
+    raw,
+    statistics,
+    values,
+    wanted,
+    write_base,
+)
+from tests.quantised import FLOATS, GRIDS
 from tests.tiny_models import rotary_pairs, tiny_model, write_gguf
-
-HEADS, KV_HEADS, HIDDEN = 4, 2, 256
-#: Module -> (tensor, rows).
-LAYERS = {
-    "model.layers.0.self_attn.q_proj": ("blk.0.attn_q.weight", 256),
-    "model.layers.0.self_attn.k_proj": ("blk.0.attn_k.weight", 128),
-    "model.layers.0.self_attn.v_proj": ("blk.0.attn_v.weight", 128),
-    "model.layers.0.self_attn.o_proj": ("blk.0.attn_output.weight", 256),
-    "model.layers.0.mlp.up_proj": ("blk.0.ffn_up.weight", 512),
-}
-Q_PROJ, K_PROJ, V_PROJ, O_PROJ, UP_PROJ = LAYERS
-
-
-def write_base(path: Path, kind: str = "Q4_0", width: int = HIDDEN) -> GgufFile:
-    """One block of a llama; every linear layer in `kind`, rows of `width` weights."""
-    from gguf import GGMLQuantizationType, GGUFWriter
-
-    writer = GGUFWriter(str(path), "llama")
-    writer.add_name("tiny")
-    writer.add_block_count(1)
-    writer.add_embedding_length(width)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_array("test.floats", [0.5, 1.5])
-    generator = np.random.default_rng(1)
-    writer.add_tensor("token_embd.weight", generator.random((50, width)).astype(np.float16))
-    # Five weights: what follows is padded.
-    writer.add_tensor("output_norm.weight", generator.random(5).astype(np.float32))
-    for name, rows in LAYERS.values():
-        values = (generator.standard_normal((rows, width)) * 0.05).astype(np.float32)
-        raw = quantised(values, kind).numpy()
-        writer.add_tensor(name, raw, raw_dtype=GGMLQuantizationType[kind])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return read_gguf(path)
-
-
-def lora(*modules: str, width: int = HIDDEN, size: float = 0.01) -> dict[str, LoraPair]:
-    generator = torch.Generator().manual_seed(2)
-    return {
-        module: LoraPair(
-            torch.randn(4, width, generator=generator),
-            torch.randn(LAYERS[module][1], 4, generator=generator) * size,
-        )
-        for module in modules or LAYERS
-    }
-
-
-def raw(file: GgufFile, info: TensorInfo) -> bytes:
-    start = file.data_start + info.offset
-    return file.path.read_bytes()[start : start + info.n_bytes]
-
-
-def values(file: GgufFile, name: str) -> NDArray[np.float32]:
-    info = file.by_name[name]
-    rows = torch.frombuffer(bytearray(raw(file, info)), dtype=torch.uint8)
-    result: NDArray[np.float32] = dequantize(rows.reshape(info.n_rows, -1), info.type).numpy()
-    return result
-
-
-def wanted(base: GgufFile, adapter: dict[str, LoraPair], module: str) -> NDArray[np.float32]:
-    """Base and change added up, with the rows put in order by another piece of code."""
-    name, rows = LAYERS[module]
-    delta: NDArray[np.float32] = (adapter[module].up @ adapter[module].down).numpy()
-    heads = {"q_proj": HEADS, "k_proj": KV_HEADS}.get(module.rsplit(".", 1)[-1])
-    if heads is not None:
-        delta = delta[rotary_pairs(rows, heads)]
-    return values(base, name) + delta
 
 
 @pytest.fixture
@@ -124,13 +78,15 @@ def test_every_type_keeps_size_and_learns(tmp_path: Path, kind: str) -> None:
     adapter = lora()
     merge(base, adapter, tmp_path / "out.gguf")
     result = read_gguf(tmp_path / "out.gguf")
+    # Of few codes, more are at an edge, where one half of all changes is cut off.
+    tolerance = 0.2 if kind in FEW_CODES else 0.1
     assert result.path.stat().st_size == base.path.stat().st_size
     assert result.tensors == base.tensors
     for module, (name, _) in LAYERS.items():
         before = values(base, name)
         change, meant = values(result, name) - before, wanted(base, adapter, module) - before
         # Rounding is noise beside the change: a regression on it finds the factor 1.
-        assert np.vdot(change, meant) / np.vdot(meant, meant) == pytest.approx(1, abs=0.1)
+        assert np.vdot(change, meant) / np.vdot(meant, meant) == pytest.approx(1, abs=tolerance)
 
 
 def test_f32_gets_the_sum_with_rows_in_the_order_of_llama_cpp(tmp_path: Path) -> None:
@@ -145,11 +101,11 @@ def test_f32_gets_the_sum_with_rows_in_the_order_of_llama_cpp(tmp_path: Path) ->
 
 def test_the_row_order_has_its_inverse(base: GgufFile) -> None:
     """Bases are read into the order of transformers and changes put back into this one."""
-    rows = torch.arange(256)[:, None]
+    rows: Any = np.arange(256)[:, None]
     for module in (Q_PROJ, K_PROJ, V_PROJ):
         there, back = row_order(base, module), original_row_order(base, module)
-        assert torch.equal(back(there(rows)), rows)
-        assert torch.equal(there(rows), rows) == (module == V_PROJ)
+        np.testing.assert_array_equal(back(there(rows)), rows)
+        assert np.array_equal(there(rows), rows) == (module == V_PROJ)
     assert row_order(base, Q_PROJ)(rows).flatten().tolist() == rotary_pairs(256, HEADS).tolist()
 
 
@@ -177,7 +133,8 @@ def test_metadata_is_carried_over_replaced_and_appended(base: GgufFile, tmp_path
     entries = {key: string_entry(key, "new – one") for key in ("general.name", "test.added")}
     merge(base, lora(Q_PROJ), tmp_path / "out.gguf", metadata=entries)
     result = read_gguf(tmp_path / "out.gguf")
-    assert list(result.metadata) == [*base.metadata, "test.added"]
+    *others, version, file_type = base.metadata
+    assert list(result.metadata) == [*others, "test.added", version, file_type]
     for key, entry in result.metadata.items():
         assert entry == entries.get(key, base.metadata.get(key))
     for info in result.tensors:
@@ -195,12 +152,80 @@ def test_the_seed_decides_the_file(base: GgufFile, tmp_path: Path) -> None:
     assert hashes[0] == hashes[1] != hashes[2]
 
 
+@pytest.mark.parametrize("options", [{}, {"quantization": "q6_k"}, {"at_least": "q8_0"}], ids=str)
+@pytest.mark.parametrize("compensated", [False, True])
+def test_threads_do_not_change_the_file(
+    base: GgufFile,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    compensated: bool,
+) -> None:
+    """Equal digests on machines of few and of many cores; chunks are ready in any order."""
+    monkeypatch.setattr(touched_module, "_CHUNK_WEIGHTS", 5 * HIDDEN)
+    monkeypatch.setattr(touched_module, "_COMPENSATED_ROWS", 48)
+    known = statistics(tmp_path / "statistics", Q_PROJ, UP_PROJ) if compensated else None
+    hashes = set()
+    for n_cores in (1, 2, 7):
+        monkeypatch.setattr("os.cpu_count", lambda n_cores=n_cores: n_cores)
+        out = tmp_path / f"{n_cores}.gguf"
+        merge(base, lora(), out, statistics=known, **options)
+        hashes.add(hashlib.sha256(out.read_bytes()).hexdigest())
+    assert len(hashes) == 1
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from ollama_trainer.gguf.adapter import read_adapter
+from ollama_trainer.gguf.file import read_gguf
+from ollama_trainer.gguf.merge import merge
+from ollama_trainer.gguf.statistics import InputStatistics
+base, adapter, known, out = map(Path, sys.argv[1:])
+print(merge(read_gguf(base), read_adapter(adapter), out, statistics=InputStatistics(known)))
+print(sorted({"torch", "scipy", "transformers", "safetensors", "llama_cpp"} & sys.modules.keys()))
+"""
+
+
+def test_a_merge_loads_nothing_large(base: GgufFile, tmp_path: Path) -> None:
+    """Loading torch takes longer than a merge, and more memory than a small computer spares."""
+    key = f"base_model.model.{O_PROJ}.lora_"
+    tensors = {f"{key}A.weight": torch.ones(4, HIDDEN), f"{key}B.weight": torch.ones(HIDDEN, 4)}
+    save_file(tensors, tmp_path / WEIGHTS_NAME)
+    (tmp_path / CONFIG_NAME).write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 8}')
+    known = statistics(tmp_path / "statistics", O_PROJ)
+    paths = [base.path, tmp_path, tmp_path / "statistics", tmp_path / "out.gguf"]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *paths], capture_output=True, text=True, check=True
+    )
+    report, loaded = done.stdout.splitlines()
+    assert known.inputs == {O_PROJ: "shared"}
+    assert "n_compensated=1" in report
+    assert loaded == "[]"
+
+
+def test_products_take_one_thread_each(base: GgufFile, tmp_path: Path) -> None:
+    """On several, sums come out in another order on each machine; afterwards all is as it was."""
+    if (found := blas._openblas()) is None:
+        pytest.skip("numpy computes with another library than OpenBLAS here")
+    ask, tell = found
+    before = ask()
+    tell(2)
+    seen = []
+    try:
+        merge(base, lora(), tmp_path / "out.gguf", progress=lambda _fraction: seen.append(ask()))
+        assert ask() == 2
+    finally:
+        tell(before)
+    assert set(seen) == {1}
+
+
 def test_chunks_are_not_seen_in_f32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Big tensors go through in pieces; a piece that is off by a row would shift the rest."""
     base = write_base(tmp_path / "base.gguf", "F32")
     adapter = lora()
     merge(base, adapter, tmp_path / "whole.gguf")
-    monkeypatch.setattr(merge_module, "_CHUNK_WEIGHTS", 7 * HIDDEN)
+    monkeypatch.setattr(touched_module, "_CHUNK_WEIGHTS", 7 * HIDDEN)
     monkeypatch.setattr(merge_module, "_COPY_BYTES", 100)
     merge(base, adapter, tmp_path / "pieces.gguf")
     whole, pieces = (read_gguf(tmp_path / f"{name}.gguf") for name in ("whole", "pieces"))
@@ -248,8 +273,8 @@ def test_q8_0_of_rows_that_do_not_fit_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("quantization", ["same", "f16"])
 def test_a_type_that_cannot_be_merged_into_is_refused(tmp_path: Path, quantization: str) -> None:
     """The message names tensor and type, since the choice of base is the person's."""
-    base = write_base(tmp_path / "base.gguf", "IQ4_NL")
-    refused(base, lora(Q_PROJ), tmp_path / "out.gguf", "attn_q.*IQ4_NL", quantization=quantization)
+    base = write_base(tmp_path / "base.gguf", "I8")
+    refused(base, lora(Q_PROJ), tmp_path / "out.gguf", "attn_q.*I8", quantization=quantization)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
@@ -265,20 +290,14 @@ def test_an_adapter_that_diverged_is_refused(
     refused(base, adapter, out, "attn_output.*not a finite", quantization=quantization)
 
 
-def test_a_full_disk_leaves_nothing(
-    base: GgufFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_takes_no_more_leaves_nothing(base: GgufFile, tmp_path: Path) -> None:
     """Half a model under a final name would be published as if it were whole."""
-    true_copy, calls = merge_module._copy, []
-
-    def copy(source: Any, sink: Any, n_bytes: int) -> None:
-        calls.append(n_bytes)
-        if len(calls) == 2:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        true_copy(source, sink, n_bytes)
-
-    monkeypatch.setattr(merge_module, "_copy", copy)
-    refused(base, lora(UP_PROJ), tmp_path / "out.gguf", "No space left.*Make room for")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (base.path.stat().st_size // 2, limits[1]))
+    try:
+        refused(base, lora(UP_PROJ), tmp_path / "out.gguf", "File too large.*Make room for")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base.gguf"]
 
 
@@ -298,31 +317,6 @@ def test_a_folder_that_does_not_exist(base: GgufFile, tmp_path: Path) -> None:
         merge(base, lora(Q_PROJ), tmp_path / "nowhere" / "out.gguf")
 
 
-def inputs(seed: int, width: int = HIDDEN) -> torch.Tensor:
-    """Inputs of a layer, (tokens, width): few strong directions, as layers get them."""
-    generator = torch.Generator().manual_seed(seed)
-    mixing = torch.randn(width // 8, width, generator=torch.Generator().manual_seed(99))
-    inputs = torch.randn(1500, width // 8, generator=generator) @ mixing
-    return inputs + 0.1 * torch.randn(1500, width, generator=generator)
-
-
-def statistics(directory: Path, *modules: str, width: int = HIDDEN) -> InputStatistics:
-    """Moments of `inputs(1)`, shared by all of these modules."""
-    directory.mkdir()
-    x = inputs(1, width)
-    write_moments(directory, 0, {"shared": x.T @ x / len(x)})
-    write_index(directory, dict.fromkeys(modules, "shared"), {"rows": len(x)})
-    return InputStatistics(directory)
-
-
-def output_error(
-    base: GgufFile, result: GgufFile, adapter: dict[str, LoraPair], module: str
-) -> float:
-    """Mean square of what a layer computes wrongly on inputs that the statistics never saw."""
-    error = values(result, LAYERS[module][0]) - wanted(base, adapter, module)
-    return float(((inputs(2, error.shape[1]).numpy() @ error.T) ** 2).mean())
-
-
 @pytest.mark.parametrize("kind", GRIDS)
 def test_layers_with_statistics_compute_what_was_trained(tmp_path: Path, kind: str) -> None:
     """Rows in another order than their errors, or another layer's inputs, would be mere noise."""
@@ -335,9 +329,11 @@ def test_layers_with_statistics_compute_what_was_trained(tmp_path: Path, kind: s
     by_chance, result = (read_gguf(tmp_path / f"{name}.gguf") for name in ("plain", "out"))
     assert result.tensors == base.tensors
     for module in (Q_PROJ, K_PROJ, UP_PROJ):
-        # Seen: 0.06 for Q8_0 to 0.25 for the 4-bit types.
+        # Seen: 0.06 for Q8_0 to 0.25 for the 4-bit types, 0.51 for Q2_K.
         error = output_error(base, result, adapter, module)
-        assert error < 0.4 * output_error(base, by_chance, adapter, module)
+        assert error < (0.7 if kind in FEW_CODES else 0.4) * output_error(
+            base, by_chance, adapter, module
+        )
     for module in (V_PROJ, O_PROJ):
         info = result.by_name[LAYERS[module][0]]
         assert raw(result, info) == raw(by_chance, info)
@@ -359,7 +355,7 @@ def test_what_the_adapter_reads_is_protected(tmp_path: Path) -> None:
     """Other questions have other inputs; the adapter's own directions are known all the same."""
     base, adapter = write_base(tmp_path / "base.gguf"), lora(UP_PROJ, size=0.002)
     known = statistics(tmp_path / "statistics", UP_PROJ)
-    down = adapter[UP_PROJ].down.numpy()
+    down = adapter[UP_PROJ].down
     errors = []
     for protection in (0.0, 10.0):
         out = tmp_path / f"{protection}.gguf"
@@ -417,6 +413,37 @@ def test_statistics_that_are_no_numbers_leave_nothing(base: GgufFile, tmp_path: 
     refused(base, lora(), out, "no second moments", statistics=InputStatistics(directory))
 
 
+def test_matrices_that_there_is_no_room_for_are_made_again(
+    base: GgufFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers with one input may stand far apart in a file; memory is bounded all the same."""
+    directory = tmp_path / "statistics"
+    directory.mkdir()
+    moments = {name: inputs(seed).T @ inputs(seed) for seed, name in enumerate("ab", 1)}
+    write_moments(directory, 0, {name: torch.from_numpy(x) for name, x in moments.items()})
+    # In the file's order: a, b, a, b, and once more.
+    write_index(
+        directory, dict(zip(sorted(LAYERS, key=LAYERS.__getitem__), "ababa", strict=True)), {}
+    )
+    made = []
+
+    def feedback_of(*arguments: Any) -> Any:
+        made.append(arguments)
+        return compensation.feedback_of(*arguments)
+
+    monkeypatch.setattr(feedbacks_module, "feedback_of", feedback_of)
+    files = []
+    for n_bytes, times in ((1 << 20, 2), (feedbacks_module._n_bytes(HIDDEN), 5)):
+        monkeypatch.setattr(feedbacks_module, "_KEPT_BYTES", n_bytes)
+        monkeypatch.setattr(feedbacks_module, "_LARGE_BYTES", 0)
+        out = tmp_path / f"{times}.gguf"
+        report = merge(base, lora(), out, statistics=InputStatistics(directory))
+        assert (report.n_compensated, len(made)) == (5, times)
+        files.append(out.read_bytes())
+        made.clear()
+    assert files[0] == files[1]
+
+
 @pytest.mark.parametrize(
     ("kind", "at_least", "width", "becomes"),
     [
@@ -443,7 +470,8 @@ def test_types_only_rise(
     known = statistics(tmp_path / "statistics", UP_PROJ, width=width) if compensated else None
     report = merge(base, adapter, tmp_path / "out.gguf", at_least=at_least, statistics=known)
     assert report.changed
-    assert report.n_compensated == compensated
+    # Floats hold every change as it is.
+    assert report.n_compensated == (compensated and becomes not in FLOATS)
     result = read_gguf(tmp_path / "out.gguf")
     for module, (name, _) in LAYERS.items():
         before, after = base.by_name[name], result.by_name[name]
@@ -501,7 +529,7 @@ def test_a_change_of_one_row_is_a_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, row: int
 ) -> None:
     """What is equal after it must not hide it, nor what is equal before it."""
-    monkeypatch.setattr(merge_module, "_CHUNK_WEIGHTS", 7 * HIDDEN)
+    monkeypatch.setattr(touched_module, "_CHUNK_WEIGHTS", 7 * HIDDEN)
     base = write_base(tmp_path / "base.gguf", "F32")
     adapter = lora(size=0.0)
     adapter[module].up[row] = 0.01

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch  # noqa: TID253
+from safetensors.torch import load_file, save_file
 
 from ollama_trainer.errors import ExportError
 from ollama_trainer.gguf.statistics import InputStatistics, write_index, write_moments
+from tests.moments import dense
 
 
 def moments(n: int, seed: int = 1) -> torch.Tensor:
@@ -25,6 +28,11 @@ def correlations(moment: torch.Tensor) -> torch.Tensor:
     return moment / roots[:, None] / roots
 
 
+def read(directory: Path, name: str = "x") -> torch.Tensor:
+    """The square that was written, as far as it is kept."""
+    return torch.from_numpy(dense(InputStatistics(directory).moment(name)))
+
+
 def written(directory: Path, *parts: dict[str, torch.Tensor]) -> Path:
     for number, part in enumerate(parts):
         write_moments(directory, number, part)
@@ -37,13 +45,26 @@ def written(directory: Path, *parts: dict[str, torch.Tensor]) -> Path:
 def test_what_was_written_is_read(tmp_path: Path, n: int) -> None:
     """Panels end at 256: a row too many or too few would shift all that follow."""
     moment = moments(n)
-    read = InputStatistics(written(tmp_path, {"x": moment})).second_moment("x")
-    assert (read.shape, read.dtype) == ((n, n), torch.float32)
-    torch.testing.assert_close(read.diagonal(), moment.diagonal(), rtol=1e-3, atol=0)
+    found = read(written(tmp_path, {"x": moment}))
+    torch.testing.assert_close(found.diagonal(), moment.diagonal(), rtol=1e-3, atol=0)
     # float16 holds a correlation to 0.0005.
-    difference = correlations(read) - correlations(moment)
+    difference = correlations(found) - correlations(moment)
     assert difference.abs().max() < 1e-3
-    assert (correlations(read) - correlations(read).T).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("n", [1, 300])
+def test_the_strongest_features_stand_last(tmp_path: Path, n: int) -> None:
+    """Their errors are made good first, by all the others; see compensation.py."""
+    moment = moments(n)[torch.randperm(n, generator=torch.Generator().manual_seed(1))]
+    found = InputStatistics(written(tmp_path, {"x": moment @ moment.T})).moment("x")
+    assert sorted(found.order) == list(range(n))
+    np.testing.assert_array_equal(found.diagonal, np.sort(found.diagonal))
+    np.testing.assert_allclose(
+        found.diagonal, (moment @ moment.T).diagonal().numpy()[found.order], rtol=1e-5
+    )
+    for index in range(-(-n // 256)):
+        own = found.panel(index)[:, index * 256 :].diagonal()
+        np.testing.assert_allclose(own, found.diagonal[index * 256 :][:256], rtol=1e-3)
 
 
 def test_half_of_the_matrix_is_kept(tmp_path: Path) -> None:
@@ -60,16 +81,15 @@ def test_features_of_zero(tmp_path: Path) -> None:
     dead = torch.arange(0, 300, 7)
     moment[dead] = 0
     moment[:, dead] = 0
-    read = InputStatistics(written(tmp_path, {"x": moment})).second_moment("x")
-    assert torch.isfinite(read).all()
-    assert not read[dead].any()
-    assert not read[:, dead].any()
+    found = read(written(tmp_path, {"x": moment}))
+    assert torch.isfinite(found).all()
+    assert not found[dead].any()
+    assert not found[:, dead].any()
     alive = moment.diagonal() > 0
     torch.testing.assert_close(
-        read[alive][:, alive].diagonal(), moment.diagonal()[alive], rtol=1e-3, atol=0
+        found[alive][:, alive].diagonal(), moment.diagonal()[alive], rtol=1e-3, atol=0
     )
-    everything = InputStatistics(written(tmp_path, {"x": torch.zeros(40, 40)})).second_moment("x")
-    assert not everything.any()
+    assert not read(written(tmp_path, {"x": torch.zeros(40, 40)})).any()
 
 
 def test_several_parts(tmp_path: Path) -> None:
@@ -79,21 +99,20 @@ def test_several_parts(tmp_path: Path) -> None:
     assert statistics.inputs == {"model.a": "a", "model.b": "b", "model.c": "c"}
     for part in parts:
         for name, moment in part.items():
-            read = statistics.second_moment(name)
-            assert (correlations(read) - correlations(moment)).abs().max() < 1e-3
+            found = read(tmp_path, name)
+            assert (correlations(found) - correlations(moment)).abs().max() < 1e-3
 
 
 def test_moments_that_are_no_numbers_stay_none(tmp_path: Path) -> None:
     """Cleaned up on the way, they would pass for statistics; `feedback_of` refuses them."""
     moment = moments(10)
     moment[3, 3] = float("nan")
-    read = InputStatistics(written(tmp_path, {"x": moment})).second_moment("x")
-    assert torch.isnan(read[3, 3])
+    assert torch.isnan(read(written(tmp_path, {"x": moment}))[3, 3])
 
 
 def check_refused(directory: Path) -> None:
     with pytest.raises(ExportError) as caught:
-        InputStatistics(directory).second_moment("x")
+        InputStatistics(directory).moment("x")
     assert str(directory) in caught.value.cause
     assert "stochastic" in caught.value.remedy
 
@@ -133,7 +152,17 @@ def test_a_part_that_goes_missing_later(tmp_path: Path) -> None:
     statistics = InputStatistics(written(tmp_path, {"x": moments(5)}))
     (tmp_path / "part-000.safetensors").unlink()
     with pytest.raises(ExportError, match="statistics of x"):
-        statistics.second_moment("x")
+        statistics.moment("x")
+
+
+def test_a_part_that_is_cut_while_it_is_read(tmp_path: Path) -> None:
+    """Panels are read one at a time: a matrix whose end is missing is none."""
+    moment = InputStatistics(written(tmp_path, {"x": moments(300)})).moment("x")
+    path = tmp_path / "part-000.safetensors"
+    moment.panel(1)
+    path.write_bytes(path.read_bytes()[:-150_000])
+    with pytest.raises(ExportError, match="statistics of x"):
+        moment.panel(1)
 
 
 def test_an_input_that_no_part_holds(tmp_path: Path) -> None:
@@ -143,13 +172,33 @@ def test_an_input_that_no_part_holds(tmp_path: Path) -> None:
     check_refused(tmp_path)
 
 
-def test_matrices_of_the_wrong_size(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"x.correlations": torch.ones(24).half()},
+        {"x.correlations": torch.ones(5, 5).half()},
+        {"x.roots": torch.ones(4)},
+        {"x.roots": torch.ones(5, 1)},
+        {"x.order": torch.zeros(5).int()},
+        {"x.order": torch.arange(1, 6).int()},
+        {"x.order": torch.arange(4).int()},
+    ],
+    ids=str,
+)
+def test_arrays_that_do_not_fit_together(tmp_path: Path, wrong: dict[str, torch.Tensor]) -> None:
     """Another program's file of the same names must not be taken apart at the wrong places."""
-    from safetensors.torch import save_file
+    path = written(tmp_path, {"x": moments(5)}) / "part-000.safetensors"
+    save_file(load_file(path) | wrong, path)
+    check_refused(tmp_path)
 
-    written(tmp_path, {"x": moments(5)})
-    tensors = {"x.roots": torch.ones(5), "x.correlations": torch.ones(24).half()}
-    save_file(tensors, tmp_path / "part-000.safetensors")
+
+@pytest.mark.parametrize("missing", ["order", "roots", "correlations"])
+def test_an_array_that_is_missing(tmp_path: Path, missing: str) -> None:
+    """So an older version's file looks, which had no order."""
+    path = written(tmp_path, {"x": moments(5)}) / "part-000.safetensors"
+    tensors = load_file(path)
+    del tensors[f"x.{missing}"]
+    save_file(tensors, path)
     check_refused(tmp_path)
 
 
