@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ollama_trainer.bases.builtin import sha256_of
 from ollama_trainer.errors import BaseModelError
 from ollama_trainer.gguf.file import read_gguf
+from ollama_trainer.gguf.provenance import digest_of
 from ollama_trainer.records import BaseGguf
 
 
@@ -21,5 +21,11 @@ def load(name: str, path: Path) -> BaseGguf:
         raise BaseModelError(
             f"The base {name!r} is not the absolute path of a file", "Check the path."
         )
-    license_name = str(read_gguf(path).get("general.license", ""))
-    return BaseGguf(name=name, gguf=path, digest=sha256_of(path), license=license_name)
+    gguf = read_gguf(path)
+    # Of a model in several files the first one stands for all.
+    return BaseGguf(
+        name=name,
+        gguf=gguf.path,
+        digest=digest_of(gguf),
+        license=str(gguf.get("general.license", "")),
+    )
