@@ -4,6 +4,7 @@ TrainerError
 ├── InvalidRequest        a request, setting or argument that cannot be accepted
 ├── DatasetError          the data set is missing, unreadable, or holds nothing to train on
 ├── BaseModelError        the base is unknown, damaged, or of a kind that is not supported
+│   └── ModelDiffers      … because torch computes something else with it than llama.cpp
 ├── BackendUnavailable    the training backend cannot be imported or has no usable device
 ├── TrainingFailed        training started and did not end well
 │   └── OutOfMemory       … because memory ran out
@@ -63,6 +64,10 @@ class DatasetError(TrainerError):
 
 class BaseModelError(TrainerError):
     code = "base_model"
+
+
+class ModelDiffers(BaseModelError):
+    code = "model_differs"
 
 
 class BackendUnavailable(TrainerError):

@@ -158,6 +158,8 @@ class RunSpec(_Record):
     rounding: Literal["compensated", "stochastic"] = "compensated"
     #: Seconds of training between two checkpoints; 0: one after every step.
     checkpoint_every_s: float = 30.0
+    #: What is made of bases and kept for further runs may take so many gigabytes.
+    cache_gigabytes: float = 50.0
 
 
 class Lease(_Record):
@@ -474,6 +476,33 @@ class ReplayText:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OllamaModel:
+    """What a model in Ollama has beside its weights; its tuned successor inherits it."""
+
+    #: Ollama's canonical name.
+    model: str
+    #: A Go template; empty where Ollama renders with the GGUF's own Jinja template.
+    template: str = ""
+    system: str = ""
+    #: Ollama's parameters in their own types; `stop` is a tuple of texts.
+    parameters: Mapping[str, bool | int | float | str | tuple[str, ...]] = field(
+        default_factory=dict
+    )
+    licenses: tuple[str, ...] = ()
+    #: Names of built-in code that renders prompts and reads answers in the place of a template.
+    renderer: str = ""
+    parser: str = ""
+    #: The oldest version of Ollama that can run it.
+    requires: str = ""
+    #: As Ollama tells them: completion, tools, thinking, vision, …; None: it is too old to tell.
+    capabilities: tuple[str, ...] | None = None
+    #: Messages that begin every chat: role and content.
+    messages: tuple[Mapping[str, str], ...] = ()
+    #: GGUFs of projectors for pictures or sound beside the model.
+    projectors: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BaseGguf:
     """A base model on disk."""
 
@@ -483,6 +512,8 @@ class BaseGguf:
     #: SHA-256 of the GGUF file, lower-case hex.
     digest: str
     license: str = ""
+    #: Where it was found in Ollama.
+    ollama: OllamaModel | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -511,8 +542,10 @@ class Adapter:
     unrelated: Reading | None = None
     #: Mean KL divergence to the base on the texts replayed last, in nats a token.
     divergence: float | None = None
-    #: What took how long: load, steps (with replay and readings of held-out rows), replay, reading,
-    #: statistics.
+    #: Mean KL divergence of the untrained model in torch from llama.cpp's, in nats a token.
+    divergence_from_served: float | None = None
+    #: What took how long: load, compare, steps (with replay and readings of held-out rows), replay,
+    #: reading, statistics.
     seconds: dict[str, float] = field(default_factory=dict)
 
 

@@ -21,8 +21,10 @@ from ollama_trainer.backends._early_stop import early_stop_callback
 from ollama_trainer.backends._forward import read_model
 from ollama_trainer.backends._inputs import gather_inputs
 from ollama_trainer.backends._replay import ReplayMixin
+from ollama_trainer.backends._same_model import check_same
 from ollama_trainer.bases.dequantized import dequantized_directory
 from ollama_trainer.errors import BackendUnavailable, OutOfMemory, TrainingFailed
+from ollama_trainer.gguf.file import read_gguf
 from ollama_trainer.records import Adapter, Progress, Reading, Stage
 from ollama_trainer.workspace import atomic_directory
 
@@ -43,6 +45,7 @@ def train(job: TrainJob, report: Callable[[Progress], None]) -> Adapter:
 
     Raises:
         BackendUnavailable: Unsloth cannot be imported.
+        ModelDiffers: the model is not the one that llama.cpp serves.
         OutOfMemory: the device's or the host's memory does not suffice.
         TrainingFailed: the loss stopped being a number, or training broke off.
         Exception: no room was left for a checkpoint (see `errors.is_disk_full`), or what
@@ -75,6 +78,8 @@ def _train(job: TrainJob, report: Callable[[Progress], None], checkpoints: Check
             checkpoints.callback(),
         ]
         trainer = _trainer(model, tokenizer, job, checkpoints, callbacks)
+    with clock("compare"):
+        apart = check_same(model, job.base.gguf, job.examples)
     with clock("steps"):
         newest = str(checkpoints.newest) if checkpoints.newest else None
         loss = trainer.train(resume_from_checkpoint=newest).training_loss
@@ -89,6 +94,7 @@ def _train(job: TrainJob, report: Callable[[Progress], None], checkpoints: Check
         steps=trainer.state.global_step,
         held_out_losses=tuple(own.held_out),
         divergence=own.replay.last_divergence,
+        divergence_from_served=apart,
         seconds=clock.seconds | {"replay": round(own.replay.seconds, 3)},
         **readings,
     )
@@ -208,6 +214,9 @@ def _attention(job: TrainJob) -> str:
     """
     import torch
 
+    # The fused one knows no soft cap and would leave it out.
+    if read_gguf(job.base.gguf).hyperparameter("attn_logit_softcapping"):
+        return "eager"
     longest = max(len(example.ids) for example in job.examples)
     return "eager" if longest <= 256 and not _has_accelerator(torch) else "sdpa"
 
