@@ -33,6 +33,7 @@ def _answer(question: Question) -> Answer:
                 question.base,
                 question.training,
                 question.dataset,
+                question.cache,
                 question.scratch,
             )
         )

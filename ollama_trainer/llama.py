@@ -6,6 +6,7 @@ Everything that reads a finished model goes through `open_llama`.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ollama_trainer.errors import ExportError, Unloadable
+from ollama_trainer.workspace import atomic_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -278,6 +280,35 @@ def _groups(asked: Sequence[Asked], n_tokens: int, n_sequences: int) -> Iterator
         group = together
     if group:
         yield group
+
+
+def quantize_file(source: Path, target: Path, kind: str) -> None:
+    """Quantises a whole GGUF by llama.cpp's own quantiser, whole or not at all.
+
+    Args:
+        source: of floats, or of finer types than the target's.
+        target: the final name.
+        kind: llama.cpp's name, such as `MOSTLY_Q4_K_M`: a mixture that it chooses by the tensors'
+            names. Where rows do not fit a type, it takes another and says so in its log.
+
+    Raises:
+        ExportError: llama.cpp refused.
+    """
+    import llama_cpp
+
+    options = llama_cpp.llama_model_quantize_default_params()
+    options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_{kind}")
+    options.allow_requantize = True
+    options.nthread = os.cpu_count() or 1
+    with atomic_path(target) as partial:
+        code = llama_cpp.llama_model_quantize(
+            os.fsencode(source), os.fsencode(partial), ctypes.byref(options)
+        )
+        if code != 0 or not partial.is_file():
+            raise ExportError(
+                f"llama.cpp could not quantise {source} as {kind} (code {code})",
+                "Its own messages are in the run's log; another quantization may do.",
+            )
 
 
 def ends_generation(llama: Llama, token: int) -> bool:

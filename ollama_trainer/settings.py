@@ -92,6 +92,12 @@ class Settings(BaseSettings, TrainingOptions, DatasetOptions, FidelityOptions):
         description="Finished runs of each job whose adapter and GGUF are kept; that of the model "
         "published last always is.",
     )
+    cache_gigabytes: float = Field(
+        50.0,
+        ge=0,
+        description="What is made of bases and kept for further runs (dequantised weights, "
+        "conversions) may take so much; what was used longest ago makes way.",
+    )
     checkpoint_every_s: float = Field(
         30.0,
         ge=0,

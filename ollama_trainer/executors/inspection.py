@@ -31,6 +31,8 @@ class Question(BaseModel):
     base: str
     training: TrainingOptions
     dataset: DatasetOptions
+    #: Directory for what is made of a base.
+    cache: Path
     #: Directory for temporary files.
     scratch: Path | None = None
 

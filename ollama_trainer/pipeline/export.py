@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from ollama_trainer.errors import ExportError, MergedEqualsBase
+from ollama_trainer.errors import ExportError
 from ollama_trainer.gguf.adapter import read_adapter
-from ollama_trainer.gguf.file import GgufFile, string_entry
+from ollama_trainer.gguf.architectures import architecture_of
+from ollama_trainer.gguf.file import Entry, GgufFile, string_entry
 from ollama_trainer.gguf.merge import QUANTIZATIONS, MergeReport, merge, type_after
+from ollama_trainer.gguf.provenance import Provenance, adapter_digest
 from ollama_trainer.gguf.statistics import InputStatistics
-from ollama_trainer.gguf.tensors import architecture_of, tensor_names
+from ollama_trainer.gguf.tensors import tensor_names, whole
 from ollama_trainer.modelfile import Modelfile, modelfile_for, protect_chat_template
-from ollama_trainer.prompts import ChatTemplate
+from ollama_trainer.pipeline.scales import WHOLE
 
 _TEMPLATE_KEY = "tokenizer.chat_template"
 #: Ollama's own default: more costs memory that nobody asked for.
@@ -27,39 +29,55 @@ def export(
     quantization: str,
     at_least: str | None = None,
     statistics: Path | None = None,
+    scales: GgufFile | None = None,
+    base_digest: str | None = None,
+    run_id: str | None = None,
     seed: int,
     progress: Callable[[float], None] = lambda _fraction: None,
 ) -> MergeReport:
     """Merges an adapter directory into `base`, its chat template protected from replacement.
 
     Args:
-        quantization, at_least: as of `merge`.
+        quantization, at_least: as of `merge`; with `scales`, what these are.
         statistics: directory with statistics of the layers' inputs, for compensated rounding.
+        scales: as of `merge`.
+        base_digest, run_id: to be written into the result, beside what is known here.
 
     Raises:
         ExportError: the adapter cannot be merged, or `quantization` is unknown.
         MergedEqualsBase: not one weight differs from the base's.
     """
     check_quantization(quantization)
-    template = protect_chat_template(ChatTemplate(base).source)
-    report = merge(
+    pairs = read_adapter(adapter)
+    provenance = Provenance(
+        base_digest=base_digest,
+        adapter_digest=adapter_digest(adapter),
+        run_id=run_id,
+        rounding="stochastic" if statistics is None else "compensated",
+        seed=seed,
+    )
+    return merge(
         base,
-        read_adapter(adapter),
+        pairs,
         out,
-        quantization=quantization,
+        quantization="same" if scales else quantization,
         at_least=at_least,
         statistics=InputStatistics(statistics) if statistics is not None else None,
         seed=seed,
-        metadata={_TEMPLATE_KEY: string_entry(_TEMPLATE_KEY, template)},
+        metadata=_protected_template(base),
+        provenance=provenance,
+        scales=scales,
+        must_change=True,
         progress=progress,
     )
-    if not report.changed:
-        out.unlink()
-        raise MergedEqualsBase(
-            "The finished model is its base again: the adapter changes no weight",
-            "Train for more steps or at a higher learning rate.",
-        )
-    return report
+
+
+def _protected_template(base: GgufFile) -> dict[str, Entry]:
+    """The base's chat template, if it has one, in a form that Ollama does not replace."""
+    template = base.get(_TEMPLATE_KEY)
+    if not isinstance(template, str):
+        return {}
+    return {_TEMPLATE_KEY: string_entry(_TEMPLATE_KEY, protect_chat_template(template))}
 
 
 def rungs(base: GgufFile, quantization: str, layers: Collection[int]) -> tuple[str | None, ...]:
@@ -95,9 +113,10 @@ def check_quantization(name: str) -> None:
     Raises:
         ExportError: it is unknown.
     """
-    if name not in QUANTIZATIONS:
+    known = dict.fromkeys((*QUANTIZATIONS, *WHOLE))
+    if name not in known:
         raise ExportError(
-            f"The quantization {name!r} is unknown", f"Use one of: {', '.join(QUANTIZATIONS)}."
+            f"The quantization {name!r} is unknown", f"Use one of: {', '.join(known)}."
         )
 
 
@@ -107,7 +126,7 @@ def modelfile_of(base: GgufFile, stop: str, license_text: str) -> Modelfile:
     Stop token, context and a cap on the answer are explicit: callers send no options, and an
     answer that misses its stop token would otherwise run for ten contexts.
     """
-    num_ctx = min(int(base.hyperparameter("context_length", _NUM_CTX)), _NUM_CTX)
+    num_ctx = min(whole(base, "context_length", _NUM_CTX), _NUM_CTX)
     return modelfile_for(
         stops=(stop,), num_ctx=num_ctx, num_predict=max(1, num_ctx // 2), license_text=license_text
     )

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from ollama_trainer import backends, publishers
 from ollama_trainer.backends import Recipe, ReplayPlan, TrainJob
-from ollama_trainer.bases import resolve_base
+from ollama_trainer.bases import caches, resolve_base
 from ollama_trainer.errors import DatasetError, ExportError, LeaseLost, OutOfMemory
 from ollama_trainer.gguf.file import GgufFile, read_gguf
 from ollama_trainer.gguf.merge import MergeReport
@@ -30,6 +30,7 @@ from ollama_trainer.pipeline.plan import (
     replay_plan,
     with_smaller_batches,
 )
+from ollama_trainer.pipeline.scales import scales_of
 from ollama_trainer.pipeline.stages import Stages, run_key
 from ollama_trainer.pipeline.verify import base_losses, can_be_mended, check_learned, judge
 from ollama_trainer.publishers import Publisher, PublisherOptions
@@ -269,7 +270,9 @@ def _make(run: Run) -> FinishedModel:
 
 def _base(run: Run) -> tuple[BaseGguf, GgufFile]:
     with run.stage(Stage.BASE):
-        base = resolve_base(run.spec.base)
+        # One worker at a time uses the cache: nothing is in use now.
+        caches.prune(run.spec.cache_dir, int(run.spec.cache_gigabytes * 1e9))
+        base = resolve_base(run.spec.base, run.spec.cache_dir)
         gguf = read_gguf(base.gguf)
         check_trainable(gguf)
         check_quantization(run.spec.quantization)
@@ -354,6 +357,7 @@ def _train(run: Run, key: str, base: BaseGguf, data: PreparedData, recipe: Recip
             "final_loss": adapter.final_loss,
             "held_out_losses": adapter.held_out_losses,
             "divergence": adapter.divergence,
+            "divergence_from_served": adapter.divergence_from_served,
             "train_seconds": adapter.seconds,
         }
     outputs = [directory.adapter] + ([statistics] if statistics else [])
@@ -388,8 +392,10 @@ def _export(
 ) -> Fidelity:
     """Exports, reads and judges; climbs to larger types until the file is good enough."""
     spec = run.spec
+    with run.stage(Stage.EXPORT) as report:
+        scales = scales_of(gguf, spec.quantization, spec.cache_dir, base.digest, report)
     with run.stage(Stage.VERIFY):
-        compared = base_losses(base, data, spec.cache_dir)
+        compared = base_losses(base, scales, data, spec.cache_dir)
     ladder = rungs(gguf, spec.quantization, layers)
     left = run.stages.load("export", key)
     earlier = [Figures.model_validate(said) for said in left["earlier"]] if left else []
@@ -397,7 +403,7 @@ def _export(
         if left is not None and left["rung"] == rung:
             done = MergeReport(**left["report"])
         else:
-            done = _export_as(run, key, gguf, rung, earlier)
+            done = _export_as(run, key, base, gguf, scales, rung, earlier)
         with run.stage(Stage.VERIFY):
             name = rung or spec.quantization
             figures = judge(run.directory.gguf, name, data, adapter, compared, spec.fidelity)
@@ -407,7 +413,7 @@ def _export(
     check_learned(figures)
     run.metrics |= {
         "gguf_bytes": done.n_bytes,
-        "base_bytes": base.gguf.stat().st_size,
+        "base_bytes": (scales or gguf).path.stat().st_size,
         "tensors_compensated": done.n_compensated,
         "tensors_touched": done.n_touched,
     }
@@ -422,7 +428,13 @@ def _export(
 
 
 def _export_as(
-    run: Run, key: str, gguf: GgufFile, rung: str | None, earlier: list[Figures]
+    run: Run,
+    key: str,
+    base: BaseGguf,
+    gguf: GgufFile,
+    scales: GgufFile | None,
+    rung: str | None,
+    earlier: list[Figures],
 ) -> MergeReport:
     """Exports with touched tensors of one type; `earlier` were found not good enough."""
     spec = run.spec
@@ -434,6 +446,9 @@ def _export_as(
             quantization=spec.quantization,
             at_least=rung,
             statistics=run.directory.statistics if spec.rounding == "compensated" else None,
+            scales=scales,
+            base_digest=base.digest,
+            run_id=spec.run_id,
             seed=spec.training.seed,
             progress=report,
         )

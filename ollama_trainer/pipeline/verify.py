@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ollama_trainer import fidelity
 from ollama_trainer.errors import ExportError, NothingLearned
+from ollama_trainer.gguf.file import GgufFile
 from ollama_trainer.pipeline.dataset import PreparedData
 from ollama_trainer.records import (
     Adapter,
@@ -39,20 +40,28 @@ class BaseLosses:
     unrelated: float
 
 
-def base_losses(base: BaseGguf, data: PreparedData, cache: Path) -> BaseLosses:
+def base_losses(
+    base: BaseGguf, scales: GgufFile | None, data: PreparedData, cache: Path
+) -> BaseLosses:
     """Reads both texts with the base; the probe text once a base, however many runs it has.
+
+    Args:
+        scales: the base in the quantisation of the result, where that is not its own.
 
     Raises:
         ExportError: llama.cpp cannot read with it.
     """
     # A max_length below a section's cuts it.
     n_tokens = sum(len(section.ids) for section in data.probe)
-    kept = cache / f"probe-{_PROBE}-{base.digest[:32]}-{n_tokens}.json"
+    gguf, kind = base.gguf, ""
+    if scales is not None:
+        gguf, kind = scales.path, f"-{scales.path.stem.rpartition('-')[2]}"
+    kept = cache / f"probe-{_PROBE}-{base.digest[:32]}{kind}-{n_tokens}.json"
     if not kept.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        write_text(kept, json.dumps(fidelity.answer_loss(base.gguf, data.probe)))
+        write_text(kept, json.dumps(fidelity.answer_loss(gguf, data.probe)))
     return BaseLosses(
-        held_out=fidelity.answer_loss(base.gguf, data.held_out),
+        held_out=fidelity.answer_loss(gguf, data.held_out),
         unrelated=float(json.loads(kept.read_text(encoding="utf-8"))),
     )
 

@@ -70,6 +70,7 @@ class Submission:
                 "fidelity": settings.fidelity,
                 "rounding": settings.rounding,
                 "checkpoint_every_s": settings.checkpoint_every_s,
+                "cache_gigabytes": settings.cache_gigabytes,
             }
         )
 

@@ -24,6 +24,7 @@ from ollama_trainer.names import check_run_id
 from ollama_trainer.queue.rows import Attempt, Publication, Run, StoredEvent, Submission
 from ollama_trainer.records import DatasetOptions, ErrorInfo, RunState, TrainingOptions
 from ollama_trainer.settings import Settings
+from ollama_trainer.workspace import DataDirectory
 
 _Model = TypeVar("_Model", bound=BaseModel)
 #: Paths of every platform are shorter.
@@ -131,6 +132,7 @@ def read_question(body: dict[str, Any], settings: Settings) -> Question:
         base=fields.base_model or settings.base,
         training=training,
         dataset=dataset,
+        cache=DataDirectory(settings.data_dir).cache,
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from ollama_trainer.gguf.tensors import ARCHITECTURES
+from ollama_trainer.gguf.architectures import ARCHITECTURES
 from tests.tiny_models import CONTEXT, TOKENS, tiny_model, write_gguf
 
 RECIPE: dict[str, Any] = {

@@ -22,7 +22,7 @@ import pytest
 
 from ollama_trainer.backends import Recipe, TrainJob, _checkpoints
 from ollama_trainer.backends._checkpoints import Checkpoints, open_checkpoints
-from ollama_trainer.gguf.tensors import ARCHITECTURES
+from ollama_trainer.gguf.architectures import ARCHITECTURES
 from ollama_trainer.records import BaseGguf
 from tests.tiny_models import tiny_model, write_gguf
 

@@ -40,7 +40,7 @@ def look(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def report_on(path: Path, base: str = "smollm2", **options: Any) -> DatasetReport:
-    return inspect(path, base, TrainingOptions(), DatasetOptions(**options))
+    return inspect(path, base, TrainingOptions(), DatasetOptions(**options), path.parent / "cache")
 
 
 @pytest.fixture
@@ -148,7 +148,9 @@ def test_tokens_are_counted_as_the_base_counts(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(row("a", "b") + row("a" * 300, "b"), encoding="utf-8")
     gguf = write_gguf(tiny_model(), tmp_path / "base.gguf")
-    report = inspect(path, f"gguf:{gguf}", TrainingOptions(max_length=64), DatasetOptions())
+    report = inspect(
+        path, f"gguf:{gguf}", TrainingOptions(max_length=64), DatasetOptions(), tmp_path
+    )
     assert report.dropped["longer than 64 tokens"].lines == (2,)
     (sample,) = report.samples
     assert report.tokens == report.longest_tokens == sample.n_tokens
@@ -336,7 +338,7 @@ def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
     path.write_text("".join(row(f"q{n}", "a") for n in range(30_000)), encoding="utf-8")
     try:
         with pytest.raises(DiskFull, match="no room for temporary files"):
-            inspect(path, "smollm2", TrainingOptions(), DatasetOptions(), disk)
+            inspect(path, "smollm2", TrainingOptions(), DatasetOptions(), disk, disk)
         assert not list(disk.iterdir())
     finally:
         subprocess.run([str(shutil.which("umount")), "-l", str(disk)], check=True)
@@ -365,11 +367,11 @@ def test_a_pair_needs_both_its_answers(tmp_path: Path) -> None:
     ]
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
     training = TrainingOptions(max_length=64)
-    report = inspect(path, "smollm2", training, DatasetOptions())
+    report = inspect(path, "smollm2", training, DatasetOptions(), tmp_path)
     assert (report.method, report.pairs, report.examples, report.rows_used) == ("dpo", 2, 4, 2)
     assert [sample.line for sample in report.samples] == [4, 5]
     alone = "no answer of the other kind to the same input"
     assert report.dropped[alone].lines == (1, 2, 3)
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs[:3]), encoding="utf-8")
     with pytest.raises(DatasetError, match="None of the 3 rows"):
-        inspect(path, "smollm2", training, DatasetOptions())
+        inspect(path, "smollm2", training, DatasetOptions(), tmp_path)

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from ollama_trainer.bases import resolve_base
 from ollama_trainer.bases.dequantized import dequantized_directory
 from ollama_trainer.gguf.adapter import read_adapter
+from ollama_trainer.gguf.architectures import ARCHITECTURES
 from ollama_trainer.gguf.file import read_gguf
 from ollama_trainer.gguf.merge import merge
-from ollama_trainer.gguf.tensors import ARCHITECTURES
 from ollama_trainer.llama import logits_at, open_sequences
 from ollama_trainer.prompts import open_tokenizer
 from ollama_trainer.records import BaseGguf

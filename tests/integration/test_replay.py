@@ -31,6 +31,7 @@ from ollama_trainer.pipeline.verify import base_losses
 from ollama_trainer.prompts import open_prompt_format
 from ollama_trainer.records import BaseGguf, DatasetReport, Example, ReplayText, TokenizedExample
 from ollama_trainer.replay import ReplaySettings, replay_texts
+from tests.moments import dense
 from tests.tiny_models import HIDDEN, INTERMEDIATE, LAYERS, TOKENS, tiny_model, write_gguf
 
 #: Fewer texts than there would be; all of the vocabulary counts one by one, but for two tokens.
@@ -266,16 +267,16 @@ def test_the_bases_loss_on_the_probe_text_is_kept(base: BaseGguf, tmp_path: Path
         examples=rows, held_out=rows, n_kept=0, probe=whole, question="", stop="",
         report=DatasetReport.model_validate(REPORT),
     )  # fmt: skip
-    first = base_losses(base, data, tmp_path)
+    first = base_losses(base, None, data, tmp_path)
     assert first.unrelated == fidelity.answer_loss(base.gguf, whole)
     assert first.held_out == fidelity.answer_loss(base.gguf, rows)
-    other = base_losses(base, dataclasses.replace(data, probe=cut), tmp_path)
+    other = base_losses(base, None, dataclasses.replace(data, probe=cut), tmp_path)
     assert other.unrelated == fidelity.answer_loss(base.gguf, cut) != first.unrelated
     (kept,) = (
         path for path in tmp_path.iterdir() if json.loads(path.read_text()) == first.unrelated
     )
     kept.write_text("1.5")
-    assert base_losses(base, data, tmp_path).unrelated == 1.5
+    assert base_losses(base, None, data, tmp_path).unrelated == 1.5
 
 
 def test_read_is_the_mean_over_single_texts(base: BaseGguf) -> None:
@@ -510,7 +511,7 @@ def test_the_moments_are_those_of_the_layers_inputs(
     assert found.inputs.keys() == layers.keys()
     assert len(layers) == 7 * LAYERS
     for name in layers:
-        moment = found.second_moment(found.inputs[name]).double()
+        moment = torch.from_numpy(dense(found.moment(found.inputs[name]))).double()
         width = INTERMEDIATE if name.endswith("down_proj") else HIDDEN
         assert moment.shape == (width, width)
         roots = sums[name].diagonal().sqrt()

@@ -196,7 +196,7 @@ def options(secrets: str) -> DatasetOptions:
 
 def trained_texts(base: GgufFile, path: Path, secrets: str) -> Iterator[str]:
     """All that is learned from or judged by, as tokens say it; the bad answers of pairs, too."""
-    data = prepare(path, base, TRAINING, options(secrets))
+    data = prepare(path, base, TRAINING, options(secrets), path.parent)
     with open_prompt_format(base) as form:
         for example in (*data.examples, *data.held_out):
             yield form.tokenizer.text(example.ids)
@@ -218,7 +218,7 @@ def reports(data: PreparedData, path: Path, secrets: str) -> Iterator[str]:
     """What people are shown and what is kept of a run."""
     yield data.report.model_dump_json()
     yield data.question
-    yield inspect(path, "no-such-base", TRAINING, options(secrets)).model_dump_json()
+    yield inspect(path, "no-such-base", TRAINING, options(secrets), path.parent).model_dump_json()
 
 
 def parts(secret: str) -> set[str]:
