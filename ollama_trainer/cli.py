@@ -1,4 +1,4 @@
-"""The command line: serve, train FILE, runs, cancel RUN, dataset inspect FILE."""
+"""The command line: serve, train FILE, runs, cancel RUN, dataset inspect FILE, export."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ollama_trainer import __version__, client, server
+from ollama_trainer import __version__, client, export_command, server
 from ollama_trainer.client import RunStatus, TrainerClient
 from ollama_trainer.display import follow, in_a_line, in_words, show_report
 from ollama_trainer.errors import InvalidRequest, ServerError, TrainerError
@@ -30,6 +30,7 @@ from ollama_trainer.settings import (
     load_settings,
     unknown_variables,
 )
+from ollama_trainer.workspace import DataDirectory
 
 _INTERRUPTED = 130
 #: Settings that a run may have of its own; the others belong to the server.
@@ -49,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     try:
+        if parsed.command == "export":
+            return export_command.run(parsed)
         flags = given_flags(parsed)
         settings = load_settings(flags, parsed.config)
         if parsed.command == "serve":
@@ -104,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("file", type=Path, metavar="FILE", help="Data set, a JSONL file.")
     inspect.add_argument("--json", action="store_true", help="As JSON.")
     add_flags(inspect, ["base", *TrainingOptions.model_fields, *DatasetOptions.model_fields])
+    export_command.add_parser(commands)
     return parser
 
 
@@ -160,6 +164,7 @@ async def _inspect(path: Path, settings: Settings, as_json: bool) -> int:
         base=settings.base,
         training=settings.training,
         dataset=settings.dataset,
+        cache=DataDirectory(settings.data_dir).cache,
     )
     report = await inspect_dataset(question, math.inf)
     if as_json:
