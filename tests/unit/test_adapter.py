@@ -139,7 +139,6 @@ def test_other_types_are_refused(tmp_path: Path, kind: str) -> None:
         ("alpha_pattern", {"q_proj": float("inf")}),
         ("alpha_pattern", ["q_proj"]),
         ("alpha_pattern", "q_proj"),
-        ("target_parameters", ["mlp.experts.up_proj"]),
         ("init_lora_weights", "pissa"),
         ("init_lora_weights", "pissa_niter_4"),
         ("init_lora_weights", "OLoRA"),
