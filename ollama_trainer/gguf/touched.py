@@ -37,8 +37,9 @@ _PIECE_CHUNKS = 4
 #: Weights that are compensated at once, and rows: the more rows, the less each column costs, and
 #: the matrices are read as often as there are chunks.
 _COMPENSATED_WEIGHTS, _COMPENSATED_ROWS = 1 << 22, 4096
-#: Bytes that making a piece takes for each weight, at most.
-_BYTES_BY_CHANCE, _BYTES_COMPENSATED = 8, 10
+#: Bytes that making a piece takes for each weight, at most; compensated, on the tensor's own grid
+#: and on another one.
+_BYTES_BY_CHANCE, _BYTES_COMPENSATED, _BYTES_ELSEWHERE = 8, 10, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,11 @@ class Touched:
     #: Whether the adapter changes any weight; known once all pieces are made, by any thread, each
     #: of which may only ever set it.
     changed: bool = field(default=False, init=False)
+
+    @property
+    def on_own_grid(self) -> bool:
+        """Whether type and scales stay those that the weights have."""
+        return self.scales is None and self.after.type == self.before.type
 
     @property
     def is_quantised(self) -> bool:
@@ -112,7 +118,8 @@ class Rewriter:
         make, n_bytes = self._by_chunks, _BYTES_BY_CHANCE
         rows = _PIECE_CHUNKS * _chunk_rows(n)
         if self._compensation is not None:
-            make, n_bytes = self._rows, _BYTES_COMPENSATED
+            make = self._rows
+            n_bytes = _BYTES_COMPENSATED if self._tensor.on_own_grid else _BYTES_ELSEWHERE
             rows = compensated_rows(n)
         for start in range(self._first_row, end, rows):
             stop = min(end, start + rows)
@@ -132,7 +139,7 @@ class Rewriter:
         raw = _read(self._sources.base, tensor.before, start, stop)
         generator = generator_for(self._seed, tensor.before.name, start)
         up = self._pair.up[start - self._first_row : stop - self._first_row]
-        if tensor.scales is not None or tensor.after.type != tensor.before.type:
+        if not tensor.on_own_grid:
             return self._on_other_grid(raw, up, start, stop, generator)
         if self._compensation is None:
             result = add_on_grid(raw, up @ self._pair.down, tensor.after.type, generator)
