@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING
 
 from ollama_trainer.errors import PublishError
 from ollama_trainer.modelfile import Modelfile, check_model_name
+from ollama_trainer.ollama import open_api
+from ollama_trainer.ollama.host import Endpoint, resolve
 from ollama_trainer.publishers import PublisherOptions, Report
-from ollama_trainer.publishers._ollama_host import Endpoint, resolve
 from ollama_trainer.records import PublishedModel
 
 if TYPE_CHECKING:
-    from ollama_trainer.publishers._ollama_api import Limits, OllamaApi
+    from ollama_trainer.ollama.api import Limits, OllamaApi
 
 #: The longest trial answer, in tokens.
 _ANSWER_TOKENS = 64
@@ -64,7 +65,7 @@ class OllamaPublisher:
         """
         name = _full_name(model_name)
         trial = _trial_name(name, self._options.attempt)
-        with _open_api(self._endpoint, self._limits) as api:
+        with open_api(self._endpoint, self._limits) as api:
             version = api.check_version()
             report(0.0, f"Ollama {version} at {self._endpoint.url}")
             digest = _digest(gguf, _part(report, 0.0, 0.1))
@@ -175,7 +176,7 @@ class OllamaPublisher:
             PublishError: Ollama refused.
         """
         name = _full_name(model_name)
-        with _open_api(self._endpoint, self._limits) as api:
+        with open_api(self._endpoint, self._limits) as api:
             api.check_version()
             doomed = _trials(api, name)
             if named and name in api.listed():
@@ -220,7 +221,7 @@ def ollama_version(host: str) -> str:
         OllamaUnreachable: none answers.
         PublishError: it is too old, or `host` is no address.
     """
-    with _open_api(resolve(host), None) as api:
+    with open_api(resolve(host)) as api:
         return api.check_version()
 
 
@@ -250,26 +251,6 @@ def _wait_until_unloaded(api: OllamaApi, model: str, report: Report) -> None:
             report(0.95, "Ollama still holds the model in memory")
             return
         time.sleep(0.05)
-
-
-def _open_api(endpoint: Endpoint, limits: Limits | None) -> OllamaApi:
-    """A connection to that Ollama.
-
-    Imported late: `ollama` reads OLLAMA_HOST while it is imported, and stumbles over a bad one.
-    """
-    try:
-        from ollama_trainer.publishers import _ollama_api
-    except ImportError as error:
-        raise PublishError(
-            f"the publisher 'ollama' cannot be used: {error}",
-            "Install what it needs: pip install 'ollama-trainer[train]'.",
-        ) from error
-    except ValueError as error:
-        raise PublishError(
-            f"the environment variable OLLAMA_HOST is no address: {error}",
-            "Write it as host, host:port or http(s)://host:port.",
-        ) from error
-    return _ollama_api.OllamaApi(endpoint, limits or _ollama_api.Limits())
 
 
 def _full_name(model_name: str) -> str:

@@ -124,7 +124,7 @@ def _real_url() -> str:
     value = os.environ.get("OLLAMA_HOST")
     if not value:
         pytest.skip("OLLAMA_HOST is not set: no real Ollama to try")
-    from ollama_trainer.publishers._ollama_host import resolve
+    from ollama_trainer.ollama.host import resolve
 
     url = resolve(value).url
     try:

@@ -14,8 +14,9 @@ import pytest
 from ollama_trainer import publishers
 from ollama_trainer.errors import OllamaUnreachable, PublishError
 from ollama_trainer.modelfile import Modelfile, modelfile_for
-from ollama_trainer.publishers import PublisherOptions, _ollama_api
-from ollama_trainer.publishers._ollama_host import resolve
+from ollama_trainer.ollama import api
+from ollama_trainer.ollama.host import resolve
+from ollama_trainer.publishers import PublisherOptions
 from ollama_trainer.publishers.ollama import OllamaPublisher
 from ollama_trainer.records import PublishedModel
 from ollama_trainer.testing.fake_ollama import FakeOllama
@@ -197,14 +198,14 @@ class TestFaults:
     def test_busy_for_a_moment(
         self, fake: FakeOllama, tiny_files: Files, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(_ollama_api, "_BUSY_PAUSES_S", (0.01, 0.01))
+        monkeypatch.setattr(api, "_BUSY_PAUSES_S", (0.01, 0.01))
         fake.faults.busy = 2
         assert publish(fake.url, tiny_files.protected, "a:b").ref == "a:b"
 
     def test_busy_for_long(
         self, fake: FakeOllama, tiny_files: Files, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(_ollama_api, "_BUSY_PAUSES_S", (0.01, 0.01))
+        monkeypatch.setattr(api, "_BUSY_PAUSES_S", (0.01, 0.01))
         fake.faults.busy = 99
         assert self.fails(fake, tiny_files, "too busy").retryable
 
@@ -236,7 +237,7 @@ class TestFaults:
     def test_it_takes_too_long(self, fake: FakeOllama, tiny_files: Files) -> None:
         fake.faults.delay_s = 1.0
         publisher = OllamaPublisher(
-            PublisherOptions(), resolve(fake.url), _ollama_api.Limits(answer_s=0.1, load_s=0.1)
+            PublisherOptions(), resolve(fake.url), api.Limits(answer_s=0.1, load_s=0.1)
         )
         with pytest.raises(PublishError, match="not answered in time") as raised:
             publisher.publish(tiny_files.protected, MODELFILE, "a:b", lambda *_: None)

@@ -9,8 +9,8 @@ import pytest
 from ollama_trainer import publishers
 from ollama_trainer.errors import PublishError
 from ollama_trainer.modelfile import Modelfile
+from ollama_trainer.ollama.host import Endpoint, resolve
 from ollama_trainer.publishers import PublisherOptions
-from ollama_trainer.publishers._ollama_host import Endpoint, resolve
 
 
 def test_there_are_two() -> None:
@@ -23,7 +23,7 @@ def test_an_unknown_one_is_named_with_the_choice() -> None:
     assert raised.value.remedy == "Choose one of: folder, ollama."
 
 
-@pytest.mark.parametrize("name", ["_ollama_api", "../x", ""])
+@pytest.mark.parametrize("name", ["_private", "../x", ""])
 def test_only_publishers_are_found(name: str) -> None:
     with pytest.raises(PublishError, match="no publisher"):
         publishers.get(name, PublisherOptions())

@@ -23,10 +23,11 @@ import httpx
 import ollama
 
 from ollama_trainer.errors import OllamaUnreachable, PublishError
-from ollama_trainer.publishers import Report
-from ollama_trainer.publishers._ollama_host import Endpoint
+from ollama_trainer.ollama.host import Endpoint
 
 Answer = TypeVar("Answer")
+#: Called with the fraction done, 0 to 1, and what is being done.
+Report = Callable[[float, str], None]
 
 #: The first version whose /api/create takes `files`.
 OLDEST_VERSION = (0, 5, 5)
