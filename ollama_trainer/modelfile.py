@@ -4,21 +4,25 @@
 body of POST /api/create. Both say the same, because Ollama's command line parses the text into that
 request (its parser/parser.go and api/types.go are the source of the rules here).
 
-Not covered on purpose: ADAPTER and `quantize` (newer Ollama refuses both), SYSTEM (it applies only
-while a request brings none) and MESSAGE (it prefixes every chat).
+Some texts that a base has cannot be said in a Modelfile: its grammar drops characters that do not
+print (joiners in emoji, non-breaking spaces) and ends a text at a line that ends in three quotes.
+Refusing them would keep a base from being tuned for a character in its licence, and changing them
+would change the model. So the request has them as they are, which is what is published; the text
+leaves them out and says so, and `unsayable` tells whoever hands out the text alone.
 
-The module also protects a chat template from being replaced by Ollama: see `protect_chat_template`.
+Not covered on purpose: ADAPTER and `quantize`, which newer Ollama refuses.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Self
 
 from ollama_trainer.errors import ExportError, PublishError
+from ollama_trainer.records import OllamaModel
 
 ParameterValue = bool | int | float | str | tuple[str, ...]
 
@@ -35,6 +39,7 @@ _INTEGERS = {
     "repeat_last_n": -1,
     "seed": -1,
     "top_k": 0,
+    "draft_num_predict": 0,
 }
 #: Real-valued parameters with their bounds, ends included.
 _REALS = {
@@ -49,6 +54,15 @@ _REALS = {
 _SWITCHES = ("use_mmap",)
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.gguf")
+#: Names of renderers and parsers; Ollama has a fixed list, which grows with its versions.
+_CODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+#: As Ollama's command line takes it, without the `v` that it may begin with.
+_VERSION = re.compile(r"\d+(?:\.\d+){0,2}(?:-[0-9A-Za-z.-]+)?(?:\+[0-9A-Za-z.-]+)?")
+_ROLES = ("system", "user", "assistant")
+#: Default context, and the most that a cap on answers is taken from, both in tokens. A larger
+#: context costs memory that nobody asked for.
+_NUM_CTX = 4096
+_MOST_CTX_FOR_CAP = 16384
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 #: host / namespace / model : tag, as Ollama's types/model/name.go allows them.
 _MODEL_NAME = re.compile(
@@ -69,9 +83,17 @@ class Modelfile:
     gguf: str = "model.gguf"
     #: Ollama's parameters, each with its own type; `stop` is a tuple of texts.
     parameters: Mapping[str, ParameterValue] = field(default_factory=dict)
-    license: str = ""
+    licenses: tuple[str, ...] = ()
     #: A Go template. None: Ollama renders with the Jinja template that the GGUF carries.
     template: str | None = None
+    system: str = ""
+    #: Messages that begin every chat: role and content.
+    messages: tuple[Mapping[str, str], ...] = ()
+    #: Names of Ollama's own code that renders prompts and reads answers.
+    renderer: str = ""
+    parser: str = ""
+    #: The oldest version of Ollama that can run it.
+    requires: str = ""
 
     def __post_init__(self) -> None:
         if not _FILE_NAME.fullmatch(self.gguf):
@@ -81,9 +103,14 @@ class Modelfile:
             )
         checked = {name: _checked(name, value) for name, value in self.parameters.items()}
         object.__setattr__(self, "parameters", MappingProxyType(checked))
-        _check_text("license", self.license)
-        if self.template is not None:
-            _check_text("template", self.template)
+        for what in ("renderer", "parser"):
+            name = getattr(self, what)
+            if name and not _CODE_NAME.fullmatch(name):
+                raise ExportError(f"{name!r:.80} cannot be the name of a {what} of Ollama's")
+        if self.requires and not _VERSION.fullmatch(self.requires):
+            raise ExportError(f"{self.requires!r:.80} cannot be a version of Ollama")
+        for text in (text for _, text in self._texts()):
+            _check_encodable(text)
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -91,31 +118,53 @@ class Modelfile:
         return {
             "gguf": self.gguf,
             "parameters": dict(self.parameters),
-            "license": self.license,
+            "licenses": list(self.licenses),
             "template": self.template,
+            "system": self.system,
+            "messages": [dict(message) for message in self.messages],
+            "renderer": self.renderer,
+            "parser": self.parser,
+            "requires": self.requires,
         }
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Self:
         """The inverse of `fields`, also after a way through JSON, which knows no tuples."""
-        parameters = {
+        given = dict(fields)
+        # Runs made before there could be several.
+        licence = given.pop("license", "")
+        given["licenses"] = tuple(given.get("licenses", [licence] if licence else []))
+        given["messages"] = tuple(given.get("messages", ()))
+        given["parameters"] = {
             name: tuple(value) if isinstance(value, list) else value
-            for name, value in fields["parameters"].items()
+            for name, value in given["parameters"].items()
         }
-        return cls(**{**fields, "parameters": parameters})
+        return cls(**given)
 
     @property
     def text(self) -> str:
         """The Modelfile as a file's text, ending in a newline."""
         lines = [f"FROM ./{self.gguf}"]
-        for name, value in self.parameters.items():
-            values = value if isinstance(value, tuple) else (value,)
-            lines.extend(f"PARAMETER {name} {_written(each)}" for each in values)
-        if self.template is not None:
-            lines.append(f"TEMPLATE {_quoted(self.template)}")
-        if self.license:
-            lines.append(f"LICENSE {_quoted(self.license)}")
+        words = (("RENDERER", self.renderer), ("PARSER", self.parser), ("REQUIRES", self.requires))
+        lines += [f"{instruction} {word}" for instruction, word in words if word]
+        lines += [
+            f"PARAMETER {name} {_written(value)}"
+            for name, value in self.parameters.items()
+            if not isinstance(value, tuple)
+        ]
+        for instruction, text in self._texts():
+            why = _why_unsayable(instruction, text)
+            line = f"{instruction} {_quoted(text)}"
+            lines.append(line if why is None else f"# {instruction} is left out here: {why}")
         return "\n".join(lines) + "\n"
+
+    @property
+    def unsayable(self) -> tuple[str, ...]:
+        """What the text has to leave out: an instruction and the reason each."""
+        reasons = (
+            (instruction, _why_unsayable(instruction, text)) for instruction, text in self._texts()
+        )
+        return tuple(f"{instruction}: {why}" for instruction, why in reasons if why is not None)
 
     def create_request(self, model: str, digest: str) -> dict[str, Any]:
         """The body of POST /api/create for the uploaded GGUF.
@@ -134,16 +183,35 @@ class Modelfile:
                 "It is 'sha256:' and 64 lower-case hex digits.",
             )
         body: dict[str, Any] = {"model": model, "files": {self.gguf: digest}, "stream": True}
-        if self.parameters:
-            body["parameters"] = {
+        given = {
+            "parameters": {
                 name: list(value) if isinstance(value, tuple) else value
                 for name, value in self.parameters.items()
-            }
-        if self.template is not None:
-            body["template"] = self.template
-        if self.license:
-            body["license"] = [self.license]
-        return body
+            },
+            "template": self.template,
+            "system": self.system,
+            "messages": [dict(message) for message in self.messages],
+            "renderer": self.renderer,
+            "parser": self.parser,
+            "requires": self.requires,
+            "license": list(self.licenses),
+        }
+        return body | {name: value for name, value in given.items() if value}
+
+    def _texts(self) -> Iterator[tuple[str, str]]:
+        """The instructions whose argument is a free text, with it."""
+        for name, value in self.parameters.items():
+            if isinstance(value, tuple):
+                yield from ((f"PARAMETER {name}", each) for each in value)
+        if self.template:
+            yield "TEMPLATE", self.template
+        if self.system:
+            yield "SYSTEM", self.system
+        for message in self.messages:
+            yield f"MESSAGE {message['role']}", message["content"]
+        for licence in self.licenses:
+            # A licence reads the same with blanks for what does not print.
+            yield "LICENSE", "".join(char if _prints(char) else " " for char in licence)
 
 
 def modelfile_for(
@@ -164,7 +232,7 @@ def modelfile_for(
         stops: texts that end an answer, at least one.
         num_ctx: context window, in tokens.
         num_predict: the longest answer, in tokens.
-        license_text: form feeds and other characters that Ollama's parser drops become blanks.
+        license_text: a licence's text or name.
         gguf: file name of the GGUF.
         more: further parameters, for instance those of the base model; the ones above win.
 
@@ -178,8 +246,57 @@ def modelfile_for(
         )
     parameters: dict[str, ParameterValue] = dict(more or {})
     parameters |= {"num_ctx": num_ctx, "num_predict": num_predict, "stop": tuple(stops)}
-    printable = "".join(c if c.isprintable() or c in "\n\t" else " " for c in license_text)
-    return Modelfile(gguf=gguf, parameters=parameters, license=printable.strip())
+    licenses = (license_text.strip(),) if license_text.strip() else ()
+    return Modelfile(gguf=gguf, parameters=parameters, licenses=licenses)
+
+
+def tuned_modelfile(
+    base: OllamaModel | None, *, stop: str, context_length: int | None, license_text: str
+) -> Modelfile:
+    """The Modelfile of a tuned model: what its base has in Ollama, and what callers rely on.
+
+    Args:
+        base: what the base has there; None where it is not from Ollama.
+        stop: text of the token that ends an answer; it joins the base's stops.
+        context_length: what the model was made for, in tokens; None where nobody knows.
+        license_text: used where Ollama has no licence of the base.
+
+    Raises:
+        ExportError: a name, type or value that Ollama would fail on.
+    """
+    base = base or OllamaModel(model="")
+    own = {
+        name: _checked(name, value)
+        for name, value in base.parameters.items()
+        if _refusal(name, value) is None
+    }
+    num_ctx = own.get("num_ctx", min(context_length or _NUM_CTX, _NUM_CTX))
+    stops = own.get("stop", ())
+    parameters: dict[str, ParameterValue] = {
+        "num_predict": max(1, min(int(str(num_ctx)), _MOST_CTX_FOR_CAP) // 2),
+        **own,
+        "num_ctx": num_ctx,
+        "stop": tuple(dict.fromkeys([*(stops if isinstance(stops, tuple) else ()), stop])),
+    }
+    licence = license_text.strip()
+    return Modelfile(
+        parameters=parameters,
+        licenses=base.licenses or ((licence,) if licence else ()),
+        template=base.template or None,
+        system=base.system,
+        messages=tuple(
+            {"role": message["role"], "content": message["content"]} for message in base.messages
+        ),
+        renderer=base.renderer,
+        parser=base.parser,
+        requires=base.requires,
+    )
+
+
+def not_inherited(base: OllamaModel | None) -> tuple[str, ...]:
+    """The base's parameters that a tuned model does not get, each with the reason."""
+    refusals = [] if base is None else [_refusal(*each) for each in base.parameters.items()]
+    return tuple(refusal for refusal in refusals if refusal is not None)
 
 
 def check_model_name(name: str) -> str:
@@ -198,6 +315,15 @@ def check_model_name(name: str) -> str:
     if tag in ("cloud", "local") or tag.endswith("-cloud"):
         raise PublishError(f"Ollama keeps the tag {tag!r} for itself", "Choose another tag.")
     return name
+
+
+def _refusal(name: str, value: ParameterValue) -> str | None:
+    """Why a parameter cannot be set, if it cannot."""
+    try:
+        _checked(name, value)
+    except ExportError as error:
+        return str(error)
+    return None
 
 
 def _checked(name: str, value: ParameterValue) -> ParameterValue:
@@ -230,7 +356,7 @@ def _checked_stops(value: ParameterValue) -> tuple[str, ...]:
     for stop in stops:
         if not isinstance(stop, str) or not stop:
             raise _bad_parameter("stop", value, "Each stop is a text that is not empty.")
-        _check_text("stop", stop)
+        _check_encodable(stop)
     return stops
 
 
@@ -238,61 +364,42 @@ def _bad_parameter(name: str, value: object, remedy: str) -> ExportError:
     return ExportError(f"the parameter {name} cannot be {value!r:.80}", remedy)
 
 
-def _check_text(what: str, text: str) -> None:
-    """Refuses what Ollama's Modelfile parser would silently change.
+def _check_encodable(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ExportError(
+            f"a text for Ollama holds U+{ord(text[error.start]):04X}, half a character",
+            "Remove it from what the base has in Ollama.",
+        ) from error
+
+
+def _prints(char: str) -> bool:
+    """Whether Ollama's parser keeps the character."""
+    return char.isprintable() or char in "\n\r\t"
+
+
+def _why_unsayable(instruction: str, text: str) -> str | None:
+    """What Ollama's Modelfile parser would silently change in an instruction's text.
 
     It drops characters that do not print (joiners, non-breaking spaces, controls), and it ends a
     triple-quoted text at the first line that ends in three quotes.
     """
+    role = instruction.removeprefix("MESSAGE ")
+    if role != instruction and role not in _ROLES:
+        return f"a Modelfile does not know the role {role!r}"
     for char in text:
-        if not (char.isprintable() or char in "\n\r\t"):
-            raise ExportError(
-                f"the {what} holds the character U+{ord(char):04X}, "
-                "which Ollama drops from a Modelfile",
-                f"Remove it from the {what}.",
-            )
+        if not _prints(char):
+            return f"it holds U+{ord(char):04X}, which Ollama drops from a Modelfile"
     if any(line.rstrip().endswith('"""') for line in re.split("[\n\r]", text)[:-1]):
-        raise ExportError(
-            f"a line of the {what} ends in three quotes, where a Modelfile would end it",
-            f"Change that line of the {what}.",
-        )
+        return "a line of it ends in three quotes, where a Modelfile would end it"
+    return None
 
 
 def _written(value: bool | int | float | str) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return _quoted(value) if isinstance(value, str) else repr(value)
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _quoted(text: str) -> str:
     """Ollama's grammar knows no escapes: a text with quotes inside needs three around it."""
     return f'"""{text}"""' if '"' in text else f'"{text}"'
-
-
-#: Ollama takes one of its bundled Go templates, with that one's stops, for any chat template at an
-#: edit distance below 100 from the Jinja that it knows for it (its template/template.go). None of
-#: those holds a tilde, so 128 of them keep the distance at 128 or more whatever the template is.
-_SHIELD = (
-    "{# Kept as trained: without this remark Ollama would put a template of its own in this one's "
-    "place, with other rules. " + "~" * 128 + " #}"
-)
-
-
-def protect_chat_template(jinja: str) -> str:
-    """The template with a Jinja comment in it that keeps Ollama from replacing it.
-
-    Renders to the same text, also with `trim_blocks` and `lstrip_blocks`; doing it twice changes
-    nothing. An empty template stays empty, since Ollama has nothing to replace there.
-    """
-    if not jinja or _SHIELD[2:-2] in jinja:
-        return jinja
-    body = jinja.lstrip()
-    blank = jinja[: len(jinja) - len(body)]
-    if not blank:
-        return _SHIELD + jinja
-    if body.startswith(("{%", "{#")):
-        # The comment must treat the blanks before it just as the tag did that stood there.
-        mark = body[2] if body[2:3] in ("-", "+") else ""
-        return blank + "{#" + mark + _SHIELD[2:] + body
-    # `trim_blocks` eats a newline right after a comment, but not after an expression.
-    return _SHIELD + "{{ '' }}" + jinja

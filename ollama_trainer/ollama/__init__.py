@@ -1,6 +1,7 @@
 """Talking to an Ollama: for the bases that it holds, and for what is published into it.
 
 host.py   OLLAMA_HOST, read as Ollama reads it
+shield.py keeps a chat template from being replaced
 api.py    the calls, with limits and remedies; needs the packages httpx and ollama
 """
 

@@ -13,7 +13,8 @@ from ollama_trainer.gguf.merge import QUANTIZATIONS, MergeReport, merge, type_af
 from ollama_trainer.gguf.provenance import Provenance, adapter_digest
 from ollama_trainer.gguf.statistics import InputStatistics
 from ollama_trainer.gguf.tensors import tensor_names, whole
-from ollama_trainer.modelfile import Modelfile, modelfile_for, protect_chat_template
+from ollama_trainer.modelfile import Modelfile, modelfile_for
+from ollama_trainer.ollama.shield import protect_chat_template
 from ollama_trainer.pipeline.scales import WHOLE
 
 _TEMPLATE_KEY = "tokenizer.chat_template"

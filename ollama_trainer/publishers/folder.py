@@ -33,6 +33,13 @@ class FolderPublisher:
                 f"the Modelfile is for {modelfile.gguf}, not for {path.name}",
                 "Let the run export both again.",
             )
+        # What is missing of a licence changes no answer.
+        missing = [why for why in modelfile.unsayable if not why.startswith("LICENSE")]
+        if missing:
+            raise PublishError(
+                f"the Modelfile cannot say all that the base has in Ollama ({'; '.join(missing)})",
+                "Use the publisher 'ollama', which asks Ollama without a Modelfile.",
+            )
         report(1.0, f"left in {path.parent}")
         create = f"ollama create {shlex.quote(model_name)} -f {shlex.quote(str(text))}"
         return PublishedModel(

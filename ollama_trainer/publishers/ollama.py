@@ -111,7 +111,7 @@ class OllamaPublisher:
             raise PublishError(
                 f"Ollama put its template {replaced[0].removeprefix(_REPLACED).strip()} in the "
                 "place of the model's own, so that it would be asked in other words than trained",
-                "Export the GGUF with a protected chat template (modelfile.protect_chat_template).",
+                "Export the GGUF with a protected chat template (see ollama/shield.py).",
             )
 
     def _try(self, api: OllamaApi, modelfile: Modelfile, trial: str, report: Report) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ollama_trainer.modelfile import protect_chat_template
+from ollama_trainer.ollama.shield import protect_chat_template
 from ollama_trainer.testing import tiny_gguf
 from ollama_trainer.testing.fake_ollama import CHATML, FakeOllama
 

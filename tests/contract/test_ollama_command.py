@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import jinja2
@@ -23,7 +25,22 @@ MODELFILE = Modelfile(
         "temperature": 0.25,
         "stop": ("<|im_end|>", 'a "quoted" stop', " blanks ", "{{ braces }}", "new\nline", "😀#"),
     },
-    license='Free, "as is".\n\n# no comment\n  {{ braces }} 😀 "',
+    licenses=('Free, "as is".\n\n# no comment\n  {{ braces }} 😀 "', "MIT"),
+)
+#: With every instruction that there is; its template is a Go template.
+FULL = replace(
+    MODELFILE,
+    template="{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}"
+    '<|im_start|>assistant\n{{/* "no" \n# comment */}}',
+    system=' You are "Mario".\n\n# no comment: 😀\n"""quoted""" in the middle ',
+    messages=(
+        {"role": "user", "content": "user: Hi\n\n"},
+        {"role": "assistant", "content": '"Hello"'},
+        {"role": "user", "content": ""},
+    ),
+    renderer="qwen3-coder",
+    parser="qwen3-coder",
+    requires="0.5.0",
 )
 
 
@@ -39,23 +56,36 @@ def ollama(server: Server, *arguments: str) -> str:
     return done.stdout
 
 
-def test_text_and_request_make_the_same_model(real: Server, tmp_path: Path) -> None:
-    """The digest of the manifest covers weights, parameters, licence and template."""
+@pytest.mark.parametrize("modelfile", [MODELFILE, FULL], ids=["usual", "full"])
+def test_text_and_request_make_the_same_model(
+    real: Server, modelfile: Modelfile, tmp_path: Path
+) -> None:
+    """The digest of the manifest covers weights, parameters, licences, template and all else."""
     shutil.copy(real.files.protected, tmp_path / "model.gguf")
-    (tmp_path / "Modelfile").write_text(MODELFILE.text, encoding="utf-8")
+    (tmp_path / "Modelfile").write_text(modelfile.text, encoding="utf-8")
     by_hand, by_us = real.name("hand"), real.name("us")
     ollama(real, "create", by_hand, "-f", str(tmp_path / "Modelfile"))
-    publisher = publishers.get("ollama", PublisherOptions(ollama_host=real.url, num_thread=2))
-    publisher.publish(tmp_path / "model.gguf", MODELFILE, by_us, lambda *_: None)
+    data = (tmp_path / "model.gguf").read_bytes()
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    real.ask("POST", f"/api/blobs/{digest}", content=data)
+    answer = real.ask("POST", "/api/create", modelfile.create_request(by_us, digest))
+    assert '{"status":"success"}' in answer.text
 
     models = real.ask("GET", "/api/tags").json()["models"]
     digests = {model["name"]: model["digest"] for model in models}
     assert digests[by_hand] == digests[by_us]
-    assert real.show(by_us)["license"] == MODELFILE.license
-    shown = ollama(real, "show", "--modelfile", by_hand)
-    assert "PARAMETER num_ctx 512\n" in shown
-    assert "PARAMETER temperature 0.25\n" in shown
-    assert 'PARAMETER stop " blanks "\n' in shown
+    shown = real.show(by_us)
+    assert shown["license"] == "\n".join(modelfile.licenses)
+    assert shown.get("system", "") == modelfile.system
+    assert shown.get("requires", "") == modelfile.requires
+    said = shown.get("messages") or []
+    assert [{"role": m["role"], "content": m["content"]} for m in said] == list(modelfile.messages)
+    if modelfile.template:
+        assert shown["template"] == modelfile.template
+    text = ollama(real, "show", "--modelfile", by_hand)
+    assert "PARAMETER num_ctx 512\n" in text
+    assert "PARAMETER temperature 0.25\n" in text
+    assert 'PARAMETER stop " blanks "\n' in text
 
 
 def test_folder_publishers_command_works(real: Server, tmp_path: Path) -> None:

@@ -18,24 +18,35 @@ from ollama_trainer.modelfile import (
     Modelfile,
     check_model_name,
     modelfile_for,
-    protect_chat_template,
+    not_inherited,
+    tuned_modelfile,
 )
+from ollama_trainer.ollama.shield import protect_chat_template
+from ollama_trainer.records import OllamaModel
 
 DIGEST = "sha256:" + "ab" * 32
 
 GOLDEN = '''\
 FROM ./model.gguf
+RENDERER qwen3.5
+PARSER qwen3
+REQUIRES 0.14.0
 PARAMETER temperature 0.5
 PARAMETER num_ctx 4096
 PARAMETER num_predict 512
+PARAMETER use_mmap false
 PARAMETER stop "<|im_end|>"
 PARAMETER stop """say "no\""""
-PARAMETER use_mmap false
 TEMPLATE """{{ "x" }}
 # no comment"""
+SYSTEM "You are 'Mario'.
+ # no comment either "
+MESSAGE user "Hello: 🙂"
+MESSAGE assistant ""
 LICENSE "Apache License
 
   Version 2.0"
+LICENSE "Terms of use"
 '''
 
 
@@ -49,7 +60,15 @@ def golden() -> Modelfile:
             "use_mmap": False,
         },
         template='{{ "x" }}\n# no comment',
-        license="Apache License\n\n  Version 2.0",
+        system="You are 'Mario'.\n # no comment either ",
+        messages=(
+            {"role": "user", "content": "Hello: 🙂"},
+            {"role": "assistant", "content": ""},
+        ),
+        renderer="qwen3.5",
+        parser="qwen3",
+        requires="0.14.0",
+        licenses=("Apache License\n\n  Version 2.0", "Terms of use"),
     )
 
 
@@ -60,7 +79,7 @@ def parse(text: str) -> Iterator[tuple[str, str]]:
         if text[position] in " \t\r\n":
             position += 1
             continue
-        word = re.compile(r"(?:PARAMETER )?(\w+)[ \t]").match(text, position)
+        word = re.compile(r"(?:PARAMETER |MESSAGE )?(\w+)[ \t]").match(text, position)
         assert word, text[position : position + 20]
         end = position = word.end()
         while True:
@@ -90,10 +109,12 @@ def as_request(text: str) -> dict[str, Any]:
     body: dict[str, Any] = {}
     for word, value in parse(text):
         if word == "LICENSE":
-            body["license"] = [value]
+            body.setdefault("license", []).append(value)
         elif word == "stop":
             body.setdefault("parameters", {}).setdefault("stop", []).append(value)
-        elif word in ("FROM", "TEMPLATE"):
+        elif word in ("system", "user", "assistant"):
+            body.setdefault("messages", []).append({"role": word, "content": value})
+        elif word in ("FROM", "TEMPLATE", "SYSTEM", "RENDERER", "PARSER", "REQUIRES"):
             body[word.lower()] = value
         else:
             body.setdefault("parameters", {})[word] = json.loads(value)
@@ -117,8 +138,22 @@ def test_request() -> None:
             "use_mmap": False,
         },
         "template": '{{ "x" }}\n# no comment',
-        "license": ["Apache License\n\n  Version 2.0"],
+        "system": "You are 'Mario'.\n # no comment either ",
+        "messages": [
+            {"role": "user", "content": "Hello: 🙂"},
+            {"role": "assistant", "content": ""},
+        ],
+        "renderer": "qwen3.5",
+        "parser": "qwen3",
+        "requires": "0.14.0",
+        "license": ["Apache License\n\n  Version 2.0", "Terms of use"],
     }
+
+
+def test_fields_survive_a_way_through_json() -> None:
+    assert Modelfile.from_fields(json.loads(json.dumps(golden().fields))) == golden()
+    before = {"gguf": "model.gguf", "parameters": {"stop": ["x"]}, "license": "MIT"}
+    assert Modelfile.from_fields({**before, "template": None}).licenses == ("MIT",)
 
 
 TEXTS = st.text(
@@ -128,44 +163,132 @@ TEXTS = st.text(
 )
 
 
-@given(TEXTS, TEXTS, TEXTS)
-def test_both_faces_say_the_same(stop: str, template: str, license_text: str) -> None:
-    try:
-        modelfile = Modelfile(
-            parameters={"stop": (stop, "x"), "top_p": 1e-05},
-            template=template,
-            license=license_text,
-        )
-    except ExportError as error:
-        assert "three quotes" in error.cause  # noqa: PT017
-        return
+@given(TEXTS, TEXTS, TEXTS, TEXTS, TEXTS)
+def test_both_faces_say_the_same(
+    stop: str, template: str, system: str, said: str, licence: str
+) -> None:
+    modelfile = Modelfile(
+        parameters={"stop": (stop, "x"), "top_p": 1e-05},
+        template=template,
+        system=system,
+        messages=({"role": "user", "content": said}, {"role": "assistant", "content": ""}),
+        licenses=(licence, "MIT"),
+    )
     request = modelfile.create_request("a:b", DIGEST)
+    if modelfile.unsayable:
+        assert all("three quotes" in why for why in modelfile.unsayable)
+        return
     read = as_request(modelfile.text)
-    for key in ("parameters", "template", "license"):
+    for key in ("parameters", "template", "system", "messages", "license"):
         assert read[key] == request[key]
 
 
-@pytest.mark.parametrize(
-    "text", ["a\x00b", "wait\u200djoined", "no\u00a0break", "\ufeffmark", "a\u2028b", "\ud800"]
-)
-def test_what_ollamas_parser_would_drop_is_refused(text: str) -> None:
-    with pytest.raises(ExportError, match="U\\+"):
-        Modelfile(template=text)
-    with pytest.raises(ExportError, match="U\\+"):
-        Modelfile(parameters={"stop": text})
+UNSAYABLE = ["a\x00b", "wait\u200djoined", "no\u00a0break", "\ufeffmark", "a\u2028b", 'a """ \nb']
 
 
-def test_a_licence_with_form_feeds_is_made_printable() -> None:
-    made = modelfile_for(
-        stops=["x"], num_ctx=8, num_predict=8, license_text="one\x0ctwo\u00a0three\n"
+@pytest.mark.parametrize("text", UNSAYABLE)
+def test_what_ollamas_parser_would_change_is_in_the_request_alone(text: str) -> None:
+    modelfile = Modelfile(
+        template=text,
+        system=text,
+        parameters={"stop": (text, "ok")},
+        messages=({"role": "user", "content": text}, {"role": "tool", "content": "x"}),
     )
-    assert made.license == "one two three"
+    request = modelfile.create_request("a:b", DIGEST)
+    assert (request["template"], request["system"]) == (text, text)
+    assert request["parameters"]["stop"] == [text, "ok"]
+    assert request["messages"][0] == {"role": "user", "content": text}
+    said = [line for line in modelfile.text.splitlines() if not line.startswith("#")]
+    assert said == ["FROM ./model.gguf", 'PARAMETER stop "ok"']
+    words = [why.partition(":")[0] for why in modelfile.unsayable]
+    assert words == ["PARAMETER stop", "TEMPLATE", "SYSTEM", "MESSAGE user", "MESSAGE tool"]
 
 
-def test_a_line_that_ends_in_three_quotes_is_refused() -> None:
-    with pytest.raises(ExportError, match="three quotes"):
-        Modelfile(license='a """ \nb')
-    assert Modelfile(license='a """ b\nc"""').license
+def test_half_a_character_is_refused() -> None:
+    broken: list[dict[str, Any]] = [{"template": "\ud800"}, {"parameters": {"stop": "\ud800"}}]
+    for parts in broken:
+        with pytest.raises(ExportError, match=r"U\+D800"):
+            Modelfile(**parts)
+
+
+def test_a_licence_with_form_feeds_is_printable_in_the_text() -> None:
+    licence = "one\x0ctwo\u00a0three"
+    made = modelfile_for(stops=["x"], num_ctx=8, num_predict=8, license_text=f"{licence}\n")
+    assert made.create_request("a:b", DIGEST)["license"] == [licence]
+    assert 'LICENSE "one two three"\n' in made.text
+    assert not made.unsayable
+
+
+BASE = OllamaModel(
+    model="base:1b",
+    template="{{ .Prompt }} <end>",
+    system="Be brief.",
+    parameters={
+        "stop": ("<a>", "<b>"), "temperature": 0.6, "num_ctx": 32768, "num_predict": -1,
+        "mirostat": 1, "top_k": 20,
+    },
+    licenses=("one", "two"),
+    renderer="qwen3.5",
+    parser="qwen3",
+    requires="0.14.0",
+    messages=({"role": "user", "content": "Hi", "more": "left out"},),
+)  # fmt: skip
+
+
+def test_a_tuned_model_inherits_everything() -> None:
+    made = tuned_modelfile(BASE, stop="<end>", context_length=131072, license_text="not this")
+    assert dict(made.parameters) == {
+        "stop": ("<a>", "<b>", "<end>"),
+        "temperature": 0.6,
+        "num_ctx": 32768,
+        "top_k": 20,
+        "num_predict": 8192,
+    }
+    assert (made.template, made.system) == (BASE.template, BASE.system)
+    assert made.licenses == ("one", "two")
+    assert (made.renderer, made.parser, made.requires) == ("qwen3.5", "qwen3", "0.14.0")
+    assert made.messages == ({"role": "user", "content": "Hi"},)
+    left_out = not_inherited(BASE)
+    assert len(left_out) == 2
+    assert "num_predict" in left_out[0]
+    assert "mirostat" in left_out[1]
+
+
+@pytest.mark.parametrize(
+    ("own", "context_length", "expected"),
+    [
+        ({}, 131072, {"num_ctx": 4096, "num_predict": 2048, "stop": ("<end>",)}),
+        ({}, 512, {"num_ctx": 512, "num_predict": 256, "stop": ("<end>",)}),
+        ({}, None, {"num_ctx": 4096, "num_predict": 2048, "stop": ("<end>",)}),
+        (
+            {"num_predict": 77, "stop": "<end>", "num_ctx": 9},
+            512,
+            {"num_ctx": 9, "num_predict": 77, "stop": ("<end>",)},
+        ),
+        ({"num_ctx": "abc"}, 512, {"num_ctx": 512, "num_predict": 256, "stop": ("<end>",)}),
+    ],
+)
+def test_stops_context_and_cap_are_always_set(
+    own: dict[str, Any], context_length: int | None, expected: dict[str, Any]
+) -> None:
+    base = OllamaModel(model="base", parameters=own)
+    for one in (base, *([] if own else [None])):
+        made = tuned_modelfile(
+            one, stop="<end>", context_length=context_length, license_text=" MIT\n"
+        )
+        assert dict(made.parameters) == expected
+        assert made.licenses == ("MIT",)
+        assert made.template is None
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [{"renderer": "a b"}, {"parser": "-x"}, {"parser": "a\nb"}, {"requires": "v1.2.3"},
+     {"requires": "new"}, {"requires": "1.2.3\n"}],
+)  # fmt: skip
+def test_words_of_ollamas_are_checked(parts: dict[str, Any]) -> None:
+    with pytest.raises(ExportError):
+        Modelfile(**parts)
 
 
 @pytest.mark.parametrize(
