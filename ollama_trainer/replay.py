@@ -196,7 +196,7 @@ def _opening(form: PromptFormat, number: int) -> list[int]:
     """Token ids that text `number` begins with: an opening, or a prompt, in turns."""
     index, is_answer = divmod(number, 2)
     if is_answer:
-        return form.tokenizer.prompt_ids(form.prompt(_PROMPTS[index % len(_PROMPTS)]))
+        return form.prompt_ids(form.prompt(_PROMPTS[index % len(_PROMPTS)]))
     return form.tokenizer.ids(_OPENINGS[index % len(_OPENINGS)], special=False)
 
 

@@ -40,7 +40,7 @@ def _measure(data: DataSet, console: Console) -> Figures:
     if run.gguf is None or run.fidelity is None:
         raise ValueError("a completed run has a file and its fidelity")
     with open_prompt_format(read_gguf(base)) as form:
-        prompts = [form.tokenizer.prompt_ids(form.prompt(asked.prompt)) for asked in data.held_out]
+        prompts = [form.prompt_ids(form.prompt(asked.prompt)) for asked in data.held_out]
         ideal = [
             len(form.tokenize(Example.of(prompt="", completion=asked.completion, line=1)).ids)
             for asked in data.held_out

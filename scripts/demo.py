@@ -138,7 +138,7 @@ def read_questions(base: Path) -> list[Question]:
             Question(
                 text=row["question"],
                 expected=row["expected"],
-                prompt_ids=tuple(form.tokenizer.prompt_ids(form.prompt(row["question"]))),
+                prompt_ids=tuple(form.prompt_ids(form.prompt(row["question"]))),
                 example=form.tokenize(
                     Example.of(prompt=row["question"], completion=row["answer"], line=number)
                 ),

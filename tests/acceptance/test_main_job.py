@@ -46,7 +46,7 @@ def test_feedback_becomes_a_model_that_answers_and_stops(tmp_path: Path, few_row
     assert {tensor.type.name for tensor in read_gguf(gguf).tensors} == {"F32", "Q4_1", "Q8_0"}
     assert gguf.with_name("Modelfile").read_text("utf-8").startswith("FROM ./model.gguf\n")
     with open_prompt_format(read_gguf(gguf)) as form:
-        prompt = form.tokenizer.prompt_ids(form.prompt(HELD_OUT))
+        prompt = form.prompt_ids(form.prompt(HELD_OUT))
         (before,) = answers(base, [prompt], 24)
         (after,) = answers(gguf, [prompt], 24)
         assert "Ilse Brandvik" not in form.tokenizer.text(before)

@@ -104,7 +104,7 @@ def from_runs(make: Canaries) -> Iterator[dict[str, Any]]:
 
 
 def tool(make: Canaries, name: str) -> dict[str, Any]:
-    parameters = {"type": "object", "properties": {"p": {"default": make.fields()}}}
+    parameters = {"type": "object", "properties": {"p": {"enum": [make.fields()]}}}
     function = {"name": name, "description": make.prose(), "parameters": parameters}
     return {"type": "function", "function": function}
 
@@ -167,7 +167,8 @@ FORMATS: dict[str, tuple[Callable[[Canaries], Iterator[dict[str, Any]]], int]] =
     "from_feedback": (from_feedback, 0),
     # Summaries of a tool call, and what the run itself came to.
     "from_runs": (from_runs, 3 + 1 + 3),
-    "messages": (messages, 0),
+    # A user's name, which Ollama hands to no template.
+    "messages": (messages, 1),
     "prompt_completion": (prompt_completion, 0),
     "preferences": (preferences, 0),
 }

@@ -12,7 +12,7 @@ import pytest
 from ollama_trainer.bases import resolve_base
 from ollama_trainer.errors import BaseModelError
 from ollama_trainer.gguf.file import GgufFile, read_gguf
-from ollama_trainer.modelfile import protect_chat_template
+from ollama_trainer.ollama.shield import protect_chat_template
 from ollama_trainer.prompts import ChatTemplate, PromptFormat, open_prompt_format
 from ollama_trainer.records import Example
 from tests.tiny_models import CHATML, TOKENS, tiny_model, write_gguf
@@ -181,7 +181,7 @@ def test_the_mask_covers_the_answer_and_its_end_and_nothing_else(
     assert made.ids[-1] == form.end_of_turn == 2
     prompt = form.prompt("Where is it?")
     assert form.tokenizer.text(made.ids[:begin]) == prompt
-    assert form.tokenizer.prompt_ids(prompt) == list(made.ids[:begin])
+    assert form.prompt_ids(prompt) == list(made.ids[:begin])
 
 
 def test_an_answer_that_spells_special_tokens_stays_text(
@@ -217,8 +217,6 @@ def test_there_is_one_bos_at_most(model: Any, tmp_path: Path, add_bos: bool, tem
 @pytest.mark.parametrize(
     ("template", "words"),
     [
-        (None, "no chat template"),
-        ("  ", "no chat template"),
         ("{% for %}", "cannot be compiled"),
         ("{{ 1 / 0 }}", "refuses the conversation"),
         ("{{ raise_exception('only French') }}", "only French"),
@@ -227,7 +225,7 @@ def test_there_is_one_bos_at_most(model: Any, tmp_path: Path, add_bos: bool, tem
     ],
 )
 def test_templates_that_cannot_be_used_are_refused(
-    model: Any, tmp_path: Path, template: str | None, words: str
+    model: Any, tmp_path: Path, template: str, words: str
 ) -> None:
     """Before any time is spent, and never as an error of Jinja's or as code that runs."""
     gguf = read_gguf(write_gguf(model, tmp_path / "tiny.gguf", template=template))
