@@ -15,7 +15,9 @@ TrainerError
 │   ├── MergedEqualsBase  … because what came out is its base again
 │   └── NothingLearned    … because it answers no better than its base
 ├── PublishError          the finished model could not be published
-│   └── OllamaUnreachable … because no Ollama answered
+│   ├── OllamaUnreachable … because no Ollama answered
+│   ├── PromptDiffers     … because Ollama would ask it in other words than it was trained with
+│   └── CapabilitiesLost  … because Ollama thinks that it can do less than its base
 ├── DiskFull              there is no room left where the data directory lies
 ├── WorkerLost            the worker process died without leaving a result
 ├── LeaseLost             another attempt has taken over
@@ -114,6 +116,14 @@ class PublishError(TrainerError):
 class OllamaUnreachable(PublishError):
     code = "ollama_unreachable"
     retryable = True
+
+
+class PromptDiffers(PublishError):
+    code = "prompt_differs"
+
+
+class CapabilitiesLost(PublishError):
+    code = "capabilities_lost"
 
 
 class WorkerLost(TrainerError):

@@ -8,6 +8,7 @@ from importlib.resources.abc import Traversable
 
 from ollama_trainer.errors import BaseModelError
 from ollama_trainer.gguf.file import GgufFile
+from ollama_trainer.gguf.vocabulary import tokens as tokens_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,7 @@ def family_of(gguf: GgufFile) -> Family:
     Raises:
         BaseModelError: not even the plain one can be used, for want of an end-of-text token.
     """
-    tokens = frozenset(gguf.get("tokenizer.ggml.tokens", ()))
+    tokens = frozenset(tokens_of(gguf))
     for family in FAMILIES:
         if family.fits(gguf, tokens):
             return family

@@ -375,6 +375,17 @@ class Fidelity(_Record):
         return not self.figures.missed
 
 
+class ExpectedPrompt(_Record):
+    """A conversation, and the prompt that a model was trained to be asked with then."""
+
+    #: As the chat API has them.
+    messages: tuple[dict[str, Any], ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    #: Whether thoughts are asked for; None: as Ollama does by itself.
+    think: bool | None = None
+    text: str
+
+
 class RunResult(_Record):
     """How a worker ended: the last file that it writes into the run directory."""
 

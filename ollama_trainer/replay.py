@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 from ollama_trainer.errors import BaseModelError, NotANumber
 from ollama_trainer.gguf.file import read_gguf
 from ollama_trainer.llama import Sequences, continue_texts, open_sequences
-from ollama_trainer.prompts import PromptFormat, open_prompt_format
+from ollama_trainer.ollama_prompts import open_format, prompts_digest
+from ollama_trainer.prompts import PromptFormat
 from ollama_trainer.records import BaseGguf, ReplayText
 from ollama_trainer.workspace import atomic_path
 
@@ -129,6 +130,7 @@ def replay_texts(
     cache: Path,
     settings: ReplaySettings,
     *,
+    ollama_host: str = "",
     budget_s: float = 600.0,
     progress: Callable[[float], None] = lambda _fraction: None,
 ) -> tuple[ReplayText, ...]:
@@ -138,6 +140,7 @@ def replay_texts(
         base: who writes.
         cache: directory that holds such texts of all bases.
         settings: how many, how long, how random.
+        ollama_host: where the base is, if Ollama makes its prompts.
         budget_s: no further texts are begun after so many seconds; those that there are suffice.
         progress: called with the share that is written, 0 to 1.
 
@@ -146,9 +149,12 @@ def replay_texts(
         BaseModelError: the base has no usable chat template, or writes nothing.
     """
     key = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode()).hexdigest()[:12]
+    key += prompts_digest(base.ollama)
     final = cache / f"replay-{_LAYOUT}-{base.digest[:32]}-{key}.npz"
     if not final.exists():
-        _save(final, _written(base, settings, budget_s, progress))
+        with open_format(read_gguf(base.gguf), base.ollama, ollama_host) as form:
+            openings = [_opening(form, number) for number in range(settings.n_texts)]
+        _save(final, _written(base, openings, settings, budget_s, progress))
     return _load(final)
 
 
@@ -163,10 +169,12 @@ def in_batches(
 
 
 def _written(
-    base: BaseGguf, settings: ReplaySettings, budget_s: float, progress: Callable[[float], None]
+    base: BaseGguf,
+    openings: list[list[int]],
+    settings: ReplaySettings,
+    budget_s: float,
+    progress: Callable[[float], None],
 ) -> list[ReplayText]:
-    with open_prompt_format(read_gguf(base.gguf)) as form:
-        openings = [_opening(form, number) for number in range(settings.n_texts)]
     started = time.monotonic()
     texts: list[ReplayText] = []
     n_tokens = _TOGETHER * (max(map(len, openings)) + settings.n_tokens)

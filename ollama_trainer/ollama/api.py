@@ -228,6 +228,31 @@ class OllamaApi:
                 )
             )
 
+    def render(
+        self, model: str, asked: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> str | None:
+        """The prompt that Ollama makes of a conversation.
+
+        Args:
+            asked: `messages`, and perhaps `tools` and `think`, as /api/chat takes them.
+            options: Ollama's; an Ollama that does not know how to render answers with them.
+
+        Returns:
+            None where it answered instead.
+        """
+        what = "render a prompt"
+        body = {
+            "model": model, "stream": False, "truncate": False, "_debug_render_only": True,
+            "options": options, **asked,
+        }  # fmt: skip
+        timeout = self._limits.timeout(self._limits.load_s)
+        with self._asking(what):
+            response = self._http.post("/api/chat", json=body, timeout=timeout)
+            if response.status_code != 200:
+                raise self._refused(what, response.status_code, response.text)
+            told = response.json().get("_debug_info")
+        return str(told["rendered_template"]) if isinstance(told, dict) else None
+
     def unload(self, model: str) -> None:
         """Asks Ollama to free the model's memory; it may do so a moment later."""
         with self._asking("unload the model"):

@@ -11,18 +11,22 @@ from pathlib import Path
 
 from ollama_trainer.backends import METHODS
 from ollama_trainer.bases import resolve_base
+from ollama_trainer.chat_template import TemplateRefusal
 from ollama_trainer.compiler import Compiled, compile_dataset, is_plain, nothing_left
 from ollama_trainer.errors import DatasetError, TrainerError
 from ollama_trainer.gguf.file import GgufFile, read_gguf
 from ollama_trainer.gguf.tensors import whole
+from ollama_trainer.ollama_prompts import open_format
 from ollama_trainer.pipeline.held_out import split
 from ollama_trainer.pipeline.plan import most_examples
 from ollama_trainer.pipeline.report import Seen, report_of
-from ollama_trainer.prompts import PromptFormat, TemplateRefusal, Tokenizer, open_prompt_format
+from ollama_trainer.prompts import PromptFormat, Tokenizer
 from ollama_trainer.records import (
     DatasetOptions,
     DatasetReport,
     Example,
+    ExpectedPrompt,
+    OllamaModel,
     TokenizedExample,
     TrainingOptions,
 )
@@ -49,6 +53,8 @@ class PreparedData:
     question: str
     #: Text of the token that ends an answer.
     stop: str
+    #: What the tuned model must be asked with.
+    prompts: tuple[ExpectedPrompt, ...]
     report: DatasetReport
 
 
@@ -58,6 +64,9 @@ def prepare(
     training: TrainingOptions,
     options: DatasetOptions | None = None,
     scratch: Path | None = None,
+    *,
+    model: OllamaModel | None = None,
+    ollama_host: str = "",
 ) -> PreparedData:
     """Reads and tokenises a data set, and sets apart what the run is judged on.
 
@@ -68,16 +77,19 @@ def prepare(
             that of the choice of held-out rows.
         options: what is made of the rows.
         scratch: directory for temporary files; None means the system's.
+        model: what the base has in Ollama, if it is from there.
+        ollama_host: where that Ollama is.
 
     Raises:
         DatasetError: nothing in it can be used, or it must not be.
         DiskFull: there is no room for temporary files.
         BaseModelError: the base has no usable chat template.
+        OllamaUnreachable: the base's prompts are made by an Ollama that does not answer.
     """
     options = options or DatasetOptions()
     with (
         compile_dataset(path, options, METHODS, scratch) as compiled,
-        open_prompt_format(base) as form,
+        open_format(base, model, ollama_host) as form,
     ):
         seen = tokenize(compiled, form, training)
         parts = split([one.example for one in seen], training.seed, [one.group for one in seen])
@@ -98,6 +110,7 @@ def prepare(
             probe=probe_text(form.tokenizer, limit),
             question=seen[0].example.question or _ANY_QUESTION,
             stop=form.tokenizer.text([form.end_of_turn]),
+            prompts=form.expected(),
             report=report_of(compiled, training, form, seen, len(kept)),
         )
 
@@ -109,6 +122,7 @@ def inspect(
     options: DatasetOptions,
     cache: Path,
     scratch: Path | None = None,
+    ollama_host: str = "",
 ) -> DatasetReport:
     """What a run would make of a data set, without the run.
 
@@ -120,6 +134,7 @@ def inspect(
         options: what is made of the rows.
         cache: directory for what is made of a base.
         scratch: directory for temporary files; None means the system's.
+        ollama_host: where the base is, if it is in Ollama.
 
     Raises:
         DatasetError: nothing in it can be used, or it must not be.
@@ -130,8 +145,9 @@ def inspect(
         contextlib.ExitStack() as stack,
     ):
         try:
-            gguf = read_gguf(resolve_base(base, cache).gguf)
-            form = stack.enter_context(open_prompt_format(gguf))
+            found = resolve_base(base, cache)
+            gguf = read_gguf(found.gguf)
+            form = stack.enter_context(open_format(gguf, found.ollama, ollama_host))
         except (TrainerError, ImportError) as error:
             report = report_of(compiled, training, None, (), 0)
             missing = f"tokens are not counted, and samples are shown without a template: {error}"

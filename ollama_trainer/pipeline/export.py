@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from ollama_trainer.chat_template import ChatTemplate
 from ollama_trainer.errors import ExportError
 from ollama_trainer.gguf.adapter import read_adapter
 from ollama_trainer.gguf.architectures import architecture_of
@@ -13,13 +14,13 @@ from ollama_trainer.gguf.merge import QUANTIZATIONS, MergeReport, merge, type_af
 from ollama_trainer.gguf.provenance import Provenance, adapter_digest
 from ollama_trainer.gguf.statistics import InputStatistics
 from ollama_trainer.gguf.tensors import tensor_names, whole
-from ollama_trainer.modelfile import Modelfile, modelfile_for
+from ollama_trainer.modelfile import Modelfile, tuned_modelfile
 from ollama_trainer.ollama.shield import protect_chat_template
+from ollama_trainer.ollama_prompts import is_rendered_by_ollama
 from ollama_trainer.pipeline.scales import WHOLE
+from ollama_trainer.records import BaseGguf, OllamaModel
 
 _TEMPLATE_KEY = "tokenizer.chat_template"
-#: Ollama's own default: more costs memory that nobody asked for.
-_NUM_CTX = 4096
 
 
 def export(
@@ -34,6 +35,7 @@ def export(
     base_digest: str | None = None,
     run_id: str | None = None,
     seed: int,
+    model: OllamaModel | None = None,
     progress: Callable[[float], None] = lambda _fraction: None,
 ) -> MergeReport:
     """Merges an adapter directory into `base`, its chat template protected from replacement.
@@ -42,7 +44,9 @@ def export(
         quantization, at_least: as of `merge`; with `scales`, what these are.
         statistics: directory with statistics of the layers' inputs, for compensated rounding.
         scales: as of `merge`.
-        base_digest, run_id: to be written into the result, beside what is known here.
+        base_digest, run_id: to be written into the result, beside what is known here. Only a run
+            gives a template to a base that brings none: it was trained with it.
+        model: what the base has in Ollama, if it is from there.
 
     Raises:
         ExportError: the adapter cannot be merged, or `quantization` is unknown.
@@ -65,20 +69,12 @@ def export(
         at_least=at_least,
         statistics=InputStatistics(statistics) if statistics is not None else None,
         seed=seed,
-        metadata=_protected_template(base),
+        metadata=template_entry(base, model, run_id is not None),
         provenance=provenance,
         scales=scales,
         must_change=True,
         progress=progress,
     )
-
-
-def _protected_template(base: GgufFile) -> dict[str, Entry]:
-    """The base's chat template, if it has one, in a form that Ollama does not replace."""
-    template = base.get(_TEMPLATE_KEY)
-    if not isinstance(template, str):
-        return {}
-    return {_TEMPLATE_KEY: string_entry(_TEMPLATE_KEY, protect_chat_template(template))}
 
 
 def rungs(base: GgufFile, quantization: str, layers: Collection[int]) -> tuple[str | None, ...]:
@@ -121,13 +117,32 @@ def check_quantization(name: str) -> None:
         )
 
 
-def modelfile_of(base: GgufFile, stop: str, license_text: str) -> Modelfile:
-    """The Modelfile of a tuned model.
+def template_entry(
+    base: GgufFile, model: OllamaModel | None, may_add: bool = True
+) -> dict[str, Entry]:
+    """The chat template that the finished file carries, as a metadata entry.
 
-    Stop token, context and a cap on the answer are explicit: callers send no options, and an
-    answer that misses its stop token would otherwise run for ten contexts.
+    Where Ollama makes the prompts by its own means, the file has what its base's has: a template
+    more would be one that Ollama may prefer.
+
+    Args:
+        may_add: whether a base that brings no template gets that of its family.
     """
-    num_ctx = min(whole(base, "context_length", _NUM_CTX), _NUM_CTX)
-    return modelfile_for(
-        stops=(stop,), num_ctx=num_ctx, num_predict=max(1, num_ctx // 2), license_text=license_text
+    if not base.get(_TEMPLATE_KEY) and (is_rendered_by_ollama(model) or not may_add):
+        return {}
+    template = protect_chat_template(ChatTemplate(base, model).source)
+    return {_TEMPLATE_KEY: string_entry(_TEMPLATE_KEY, template)}
+
+
+def modelfile_of(base: BaseGguf, gguf: GgufFile, stop: str) -> Modelfile:
+    """The Modelfile of a tuned model: what its base has in Ollama, with stops, context and cap.
+
+    Args:
+        stop: text of the token that ends an answer.
+    """
+    return tuned_modelfile(
+        base.ollama,
+        stop=stop,
+        context_length=whole(gguf, "context_length"),
+        license_text=base.license,
     )

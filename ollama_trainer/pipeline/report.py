@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ollama_trainer.backends import METHODS
+from ollama_trainer.chat_template import TemplateRefusal
 from ollama_trainer.compiler import Compiled
 from ollama_trainer.pipeline.plan import batches_for
-from ollama_trainer.prompts import PromptFormat, TemplateRefusal
+from ollama_trainer.prompts import PromptFormat
 from ollama_trainer.records import (
     DatasetReport,
     DroppedRows,
@@ -141,6 +142,7 @@ def _warnings_of_base(
 ) -> Iterator[str]:
     if form is None:
         return
+    yield from form.template.notes
     if not n_held_out:
         yield (
             "no row is held out: too few teach the same answer in different words, so the result "

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from ollama_trainer.manifests import key_of, read_manifest
 from ollama_trainer.modelfile import Modelfile
 from ollama_trainer.pipeline.dataset import PreparedData, prepare, within_context
 from ollama_trainer.pipeline.export import check_quantization, export, modelfile_of, rungs
+from ollama_trainer.pipeline.finished import FinishedModel, left_out, publisher_options
 from ollama_trainer.pipeline.plan import (
     check_trainable,
     recipe_for,
@@ -33,7 +33,7 @@ from ollama_trainer.pipeline.plan import (
 from ollama_trainer.pipeline.scales import scales_of
 from ollama_trainer.pipeline.stages import Stages, run_key
 from ollama_trainer.pipeline.verify import base_losses, can_be_mended, check_learned, judge
-from ollama_trainer.publishers import Publisher, PublisherOptions
+from ollama_trainer.publishers import NOT_CHECKED, Publisher, PublisherOptions
 from ollama_trainer.records import (
     Adapter,
     BaseGguf,
@@ -141,15 +141,6 @@ class Run:
         self._saved(f"checkpoint at step {step}")
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class FinishedModel:
-    """What is published: model.gguf in the run directory, and how to ask it."""
-
-    modelfile: Modelfile
-    question: str
-    fidelity: Fidelity
-
-
 def execute(run: Run) -> RunResult:
     """Runs every stage that is not done yet.
 
@@ -192,7 +183,7 @@ def withdraw(run: Run) -> RunResult:
     """
     step = _publishing_step(run.directory)
     if step is not None:
-        publisher = publishers.get(run.spec.publisher, _publisher_options(run, ""))
+        publisher = publishers.get(run.spec.publisher, _publisher_options(run))
         publisher.withdraw(run.spec.model_name, named=step == "name")
         run.directory.manifest("publish").unlink(missing_ok=True)
         run.directory.publishing.unlink()
@@ -234,38 +225,34 @@ def _finished_model(run: Run, key: str | None) -> FinishedModel | None:
     if told is None:
         return None
     run.recall(told)
-    return FinishedModel(
-        modelfile=Modelfile.from_fields(told["modelfile"]),
-        question=told["question"],
-        fidelity=Fidelity.model_validate_json(json.dumps(told["fidelity"])),
-    )
+    return FinishedModel.from_fields(told)
 
 
 def _make(run: Run) -> FinishedModel:
     base, gguf = _base(run)
-    data = _dataset(run, gguf)
+    data = _dataset(run, base, gguf)
     # Made before training, so that wrong settings cost no training.
-    publishers.get(run.spec.publisher, _publisher_options(run, data.question))
+    publishers.get(run.spec.publisher, _publisher_options(run))
+    modelfile = _modelfile(run, base, gguf, data)
     recipe = recipe_for(gguf, run.spec.training, len(data.examples))
     recipe = with_smaller_batches(recipe, run.lease.halvings)
     run.metrics["recipe"] = dataclasses.asdict(recipe)
     key = key_of(run.key, base.digest)
     adapter = _trained(run, key) or _train(run, key, base, data, recipe)
     fidelity = _export(run, key, base, gguf, data, adapter, recipe.layers)
-    modelfile = modelfile_of(gguf, data.stop, base.license)
+    model = FinishedModel.of(base, data, modelfile, fidelity)
     write_text(run.directory.modelfile, modelfile.text)
-    run.stages.save(
-        "modelfile",
-        run.key,
-        [run.directory.gguf, run.directory.modelfile],
-        {
-            "modelfile": modelfile.fields,
-            "question": data.question,
-            "fidelity": fidelity.model_dump(mode="json"),
-            **run.told(),
-        },
-    )
-    return FinishedModel(modelfile=modelfile, question=data.question, fidelity=fidelity)
+    files = [run.directory.gguf, run.directory.modelfile]
+    run.stages.save("modelfile", run.key, files, {**model.fields, **run.told()})
+    return model
+
+
+def _modelfile(run: Run, base: BaseGguf, gguf: GgufFile, data: PreparedData) -> Modelfile:
+    """Made before training, too: a base that says nonsense should cost none."""
+    modelfile = modelfile_of(base, gguf, data.stop)
+    if missing := left_out(base, modelfile):
+        run.note("what the tuned model does not get of its base", missing)
+    return modelfile
 
 
 def _base(run: Run) -> tuple[BaseGguf, GgufFile]:
@@ -281,12 +268,20 @@ def _base(run: Run) -> tuple[BaseGguf, GgufFile]:
     return base, gguf
 
 
-def _dataset(run: Run, gguf: GgufFile) -> PreparedData:
+def _dataset(run: Run, base: BaseGguf, gguf: GgufFile) -> PreparedData:
     with run.stage(Stage.DATASET):
         _check_snapshot(run.directory)
         training = within_context(run.spec.training, gguf)
         with run.directory.scratch() as scratch:
-            data = prepare(run.directory.dataset, gguf, training, run.spec.dataset, scratch)
+            data = prepare(
+                run.directory.dataset,
+                gguf,
+                training,
+                run.spec.dataset,
+                scratch,
+                model=base.ollama,
+                ollama_host=run.spec.ollama_host,
+            )
         report = data.report
         write_text(run.directory.dataset_report, report.model_dump_json(indent=1))
         run.metrics |= {
@@ -370,7 +365,13 @@ def _replay(run: Run, base: BaseGguf, data: PreparedData, recipe: Recipe) -> Rep
     if run.spec.training.replay == "off" and run.spec.rounding != "compensated":
         return ReplayPlan()
     with run.stage(Stage.REPLAY) as report:
-        texts = replay_texts(base, run.spec.cache_dir, ReplaySettings(), progress=report)
+        texts = replay_texts(
+            base,
+            run.spec.cache_dir,
+            ReplaySettings(),
+            ollama_host=run.spec.ollama_host,
+            progress=report,
+        )
         plan = replay_plan(texts, run.spec.training, data.examples, recipe)
         run.metrics["replay"] = {
             "texts": len(texts),
@@ -450,6 +451,7 @@ def _export_as(
             base_digest=base.digest,
             run_id=spec.run_id,
             seed=spec.training.seed,
+            model=base.ollama,
             progress=report,
         )
     told = {
@@ -461,20 +463,14 @@ def _export_as(
     return done
 
 
-def _publisher_options(run: Run, question: str) -> PublisherOptions:
+def _publisher_options(run: Run, model: FinishedModel | None = None) -> PublisherOptions:
     def confirm(step: str) -> None:
         run.check_lease()
         # A name once given stays to be taken back, whatever a later attempt begins with.
         if _publishing_step(run.directory) != "name":
             write_text(run.directory.publishing, json.dumps({"step": step}) + "\n")
 
-    return PublisherOptions(
-        ollama_host=run.spec.ollama_host,
-        question=question,
-        num_thread=os.cpu_count(),
-        attempt=run.lease.token,
-        confirm=confirm,
-    )
+    return publisher_options(model, run.spec.ollama_host, run.lease.token, confirm)
 
 
 def _publish_once(run: Run, model: FinishedModel) -> PublishedModel:
@@ -489,11 +485,18 @@ def _publish_once(run: Run, model: FinishedModel) -> PublishedModel:
 
 
 def _publish(run: Run, name: str, model: FinishedModel) -> PublishedModel:
-    publisher: Publisher = publishers.get(name, _publisher_options(run, model.question))
+    publisher: Publisher = publishers.get(name, _publisher_options(run, model))
     with run.stage(Stage.PUBLISH) as report:
         return publisher.publish(
             run.directory.gguf,
             model.modelfile,
             run.spec.model_name,
-            lambda fraction, _what: report(fraction),
+            functools.partial(_told, run, report),
         )
+
+
+def _told(run: Run, report: Callable[[float], None], fraction: float, what: str) -> None:
+    """Passes on what a publisher reports; what it could not do is worth a note."""
+    if what.startswith(NOT_CHECKED):
+        run.note(what, {})
+    report(fraction)

@@ -15,8 +15,10 @@ from typing import Protocol, cast
 
 from ollama_trainer.errors import PublishError
 from ollama_trainer.modelfile import Modelfile
-from ollama_trainer.records import PublishedModel
+from ollama_trainer.records import ExpectedPrompt, PublishedModel
 
+#: What a publisher's report begins with where something could not be checked.
+NOT_CHECKED = "not checked: "
 #: Called with the fraction done, 0 to 1, and what is being done.
 Report = Callable[[float, str], None]
 
@@ -36,6 +38,10 @@ class PublisherOptions:
     #: Called with "trial" before anything is left behind, and with "name" before the model gets its
     #: name. What it raises ends the publishing.
     confirm: Callable[[str], None] = lambda _step: None
+    #: Conversations with the prompts that the model was trained to be asked with.
+    prompts: tuple[ExpectedPrompt, ...] = ()
+    #: What the model's base can do, in Ollama's words.
+    capabilities: tuple[str, ...] = ()
 
 
 class Publisher(Protocol):

@@ -1,6 +1,9 @@
 """Publishes into Ollama: upload, create, try, and only then name.
 
-    hash ─► upload ─► create under a name for trial ─► show, load, chat, unload ─► copy to its name
+    hash ─► upload ─► create under a name for trial ─► try ─► copy to its name
+
+To try it means: it can do what its base can, it loads, its prompts are those that it was trained
+with, and it answers.
 
 The model gets its own name by a copy (of a manifest, some hundred bytes) after it has answered, so
 that nothing half-made or untried is ever seen under that name, not even when the worker is killed.
@@ -15,15 +18,17 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ollama_trainer.errors import PublishError
+from ollama_trainer.errors import CapabilitiesLost, PublishError
 from ollama_trainer.modelfile import Modelfile, check_model_name
 from ollama_trainer.ollama import open_api
 from ollama_trainer.ollama.host import Endpoint, resolve
-from ollama_trainer.publishers import PublisherOptions, Report
+from ollama_trainer.publishers import NOT_CHECKED, PublisherOptions, Report
+from ollama_trainer.publishers._prompts import check_prompts, check_template
 from ollama_trainer.records import PublishedModel
 
 if TYPE_CHECKING:
@@ -34,6 +39,8 @@ _ANSWER_TOKENS = 64
 #: How long the model may take to leave Ollama's memory, in seconds.
 _UNLOAD_S = 10.0
 _READ_BYTES = 1 << 20
+#: Capabilities that a model of text alone does not take over from its base.
+_NOT_TEXT = {"vision", "audio"}
 #: How Ollama says that it did not keep the chat template of the file.
 _REPLACED = "using autodetected template"
 _MODEL_REMEDY = (
@@ -126,12 +133,14 @@ class OllamaPublisher:
                 f"Ollama says that the model cannot answer, only: {', '.join(capabilities)}",
                 "Train on a base model that writes text.",
             )
+        self._check_capabilities(capabilities)
         options: dict[str, int | float] = {"temperature": 0.0, "seed": 1}
         if self._options.num_thread is not None and self._endpoint.loopback:
             options["num_thread"] = self._options.num_thread
         report(0.0, "loading the model")
         try:
             api.load(trial, options)
+            self._check_prompts(api, modelfile, trial, shown.template, options, report)
             report(0.5, "asking the model")
             self._chat(api, modelfile, trial, options, capabilities or [], report)
         finally:
@@ -139,6 +148,35 @@ class OllamaPublisher:
             with suppress(PublishError):
                 api.unload(trial)
         _wait_until_unloaded(api, trial, report)
+
+    def _check_capabilities(self, capabilities: Sequence[str] | None) -> None:
+        """Raises:
+        CapabilitiesLost: the base could do more.
+        """
+        if capabilities is None:
+            return
+        missing = set(self._options.capabilities) - set(capabilities) - _NOT_TEXT
+        if missing:
+            raise CapabilitiesLost(
+                f"Ollama says that the model lacks what its base could do: "
+                f"{', '.join(sorted(missing))}",
+                "Publish it into the version of Ollama that the base is from; the GGUF is kept.",
+            )
+
+    def _check_prompts(
+        self,
+        api: OllamaApi,
+        modelfile: Modelfile,
+        trial: str,
+        template: str | None,
+        options: Mapping[str, Any],
+        report: Report,
+    ) -> None:
+        prompts = self._options.prompts
+        part = _part(report, 0.2, 0.5)
+        if prompts and not check_prompts(api, trial, prompts, options, part):
+            check_template(modelfile, template)
+            report(0.5, f"{NOT_CHECKED}this Ollama does not tell what prompts it makes")
 
     def _chat(
         self,
@@ -305,7 +343,8 @@ def _part(report: Report, start: float, end: float) -> Report:
         nonlocal last
         whole = start + (end - start) * fraction
         fiftieth = int(whole * 50)
-        if fiftieth != last[0] or (fraction == 0.0 and message != last[1]):
+        is_new = fraction == 0.0 or message.startswith(NOT_CHECKED)
+        if fiftieth != last[0] or (is_new and message != last[1]):
             last = (fiftieth, message)
             report(whole, message)
 

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from ollama_trainer.bases import resolve_base
+from ollama_trainer.chat_template import ChatTemplate
 from ollama_trainer.errors import BaseModelError
 from ollama_trainer.gguf.file import GgufFile, read_gguf
 from ollama_trainer.ollama.shield import protect_chat_template
-from ollama_trainer.prompts import ChatTemplate, PromptFormat, open_prompt_format
+from ollama_trainer.prompts import PromptFormat, open_prompt_format
 from ollama_trainer.records import Example
 from tests.tiny_models import CHATML, TOKENS, tiny_model, write_gguf
 
