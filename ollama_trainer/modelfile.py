@@ -22,6 +22,7 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from ollama_trainer.errors import ExportError, PublishError
+from ollama_trainer.ollama.names import MODEL_NAME
 from ollama_trainer.records import OllamaModel
 
 ParameterValue = bool | int | float | str | tuple[str, ...]
@@ -64,11 +65,6 @@ _ROLES = ("system", "user", "assistant")
 _NUM_CTX = 4096
 _MOST_CTX_FOR_CAP = 16384
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-#: host / namespace / model : tag, as Ollama's types/model/name.go allows them.
-_MODEL_NAME = re.compile(
-    r"(?:(?:[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}/)?[A-Za-z0-9_][A-Za-z0-9_-]{0,79}/)?"
-    r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}))?"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,7 +301,7 @@ def check_model_name(name: str) -> str:
     Raises:
         PublishError: Ollama does not take it, or gives it a meaning of its own.
     """
-    match = _MODEL_NAME.fullmatch(name)
+    match = MODEL_NAME.fullmatch(name)
     if match is None:
         raise PublishError(
             f"{name[:200]!r} is not a name that Ollama accepts",

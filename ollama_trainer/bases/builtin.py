@@ -5,11 +5,11 @@ Nothing but the file is used; the package is never imported, since its code need
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from ollama_trainer.bases.digests import sha256_of
 from ollama_trainer.errors import BaseModelError
 from ollama_trainer.records import BaseGguf
 
@@ -36,8 +36,11 @@ BUILTIN = {
 }
 
 
-def load(name: str) -> BaseGguf:
+def load(name: str, cache: Path | None = None) -> BaseGguf:
     """Finds a built-in base and checks its hash.
+
+    Args:
+        cache: directory that remembers the file's digest.
 
     Raises:
         BaseModelError: the package is not installed, or its file is another one.
@@ -47,15 +50,9 @@ def load(name: str) -> BaseGguf:
     try:
         located = metadata.distribution(model.distribution).locate_file(model.file)
         path = Path(str(located))
-        digest = sha256_of(path)
+        digest = sha256_of(path, cache)
     except (metadata.PackageNotFoundError, FileNotFoundError) as error:
         raise BaseModelError(f"The model file of the base {name!r} is missing", remedy) from error
     if digest != model.sha256:
         raise BaseModelError(f"{path} is not the file that {name!r} was pinned to", remedy)
     return BaseGguf(name=name, gguf=path, digest=digest, license=model.license)
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, as lower-case hex."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import shutil
+import time
 from pathlib import Path
 
 #: Beginnings of the names of what is large. Small things (replayed texts, losses) stay.
@@ -14,8 +15,8 @@ _log = logging.getLogger(__name__)
 
 
 def mark_used(path: Path) -> None:
-    """Notes that `path` was of use now."""
-    os.utime(path)
+    """Notes that `path` was of use now; as its time of access, since it was not changed."""
+    os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
 
 
 def prune(cache: Path, limit: int) -> list[Path]:
@@ -28,7 +29,7 @@ def prune(cache: Path, limit: int) -> list[Path]:
         What was removed.
     """
     entries = [path for path in _entries(cache) if path.name.startswith(_LARGE)]
-    entries.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    entries.sort(key=lambda path: path.stat().st_atime, reverse=True)
     removed, total = [], 0
     for path in entries:
         total += _size(path)

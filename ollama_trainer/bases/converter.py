@@ -46,13 +46,14 @@ def converter() -> Path:
     return script
 
 
-def convert(model: Path, out: Path, kind: str = "bf16") -> None:
+def convert(model: Path, out: Path, kind: str = "bf16", title: str = "") -> None:
     """Converts a Hugging Face directory to a GGUF of floats, whole or not at all.
 
     Args:
         model: directory with configuration, tokenizer and safetensors.
         out: the final name.
         kind: `f32`, `f16` or `bf16`: of all weights but the norms'.
+        title: the model's name in the file; empty: that of its directory.
 
     Raises:
         BackendUnavailable: the converter is not installed.
@@ -63,6 +64,7 @@ def convert(model: Path, out: Path, kind: str = "bf16") -> None:
     with atomic_path(out) as partial:
         command = [
             sys.executable, str(script), str(model), "--outfile", str(partial), "--outtype", kind,
+            *(["--model-name", title] if title else []),
         ]  # fmt: skip
         # The converter asks the hub for what a directory lacks.
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}

@@ -181,6 +181,27 @@ class OllamaApi:
                     return None
                 raise
 
+    def described(self, model: str) -> dict[str, Any] | None:
+        """The whole answer of /api/show, which the package cuts; None when it has no such model."""
+        what = f"show {model}"
+        with self._asking(what):
+            response = self._http.post("/api/show", json={"model": model})
+            if response.status_code == 404:
+                return None
+            if response.status_code != 200:
+                raise self._refused(what, response.status_code, response.text)
+            return _object(response.content)
+
+    def tags(self) -> list[dict[str, Any]]:
+        """The models that it lists, as /api/tags tells them."""
+        what = "list its models"
+        with self._asking(what):
+            response = self._http.get("/api/tags")
+            if response.status_code != 200:
+                raise self._refused(what, response.status_code, response.text)
+            models = _object(response.content).get("models") or []
+            return [model for model in models if isinstance(model, dict)]
+
     def listed(self) -> dict[str, tuple[str, str]]:
         """Lower-case name -> (name as Ollama writes it, digest of its manifest)."""
         with self._asking("list its models"):

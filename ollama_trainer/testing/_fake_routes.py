@@ -119,11 +119,13 @@ class Routes:
         return web.json_response({"models": loaded})
 
     def _listed(self, model: StoredModel) -> dict[str, Any]:
-        return {
+        path = self.store.blob_path(model.blob)
+        elsewhere = {"remote_host": model.remote_host, "remote_model": model.short_name}
+        return (elsewhere if model.remote_host else {}) | {
             "name": model.short_name,
             "model": model.short_name,
             "modified_at": model.modified,
-            "size": self.store.blob_path(model.blob).stat().st_size,
+            "size": path.stat().st_size if path.exists() else 0,
             "digest": model.digest,
             "details": model.details
             | {
@@ -141,7 +143,7 @@ class Routes:
         model = self.store.find(name)
         if model is None:
             raise Refusal(f"model '{_tagged(name)}' not found", 404)
-        return web.json_response(shown(model, str(self.store.blob_path(model.blob))))
+        return web.json_response(shown(model, lambda blob: str(self.store.blob_path(blob))))
 
     async def _copy(self, request: web.Request) -> web.Response:
         body = await _json(request)
@@ -299,17 +301,21 @@ class Routes:
         return {"faults": dataclasses.asdict(self.faults), "requests": self.requests}
 
 
-def shown(model: StoredModel, path: str) -> dict[str, Any]:
-    """The answer of /api/show."""
+def shown(model: StoredModel, path_of: Callable[[str], str]) -> dict[str, Any]:
+    """The answer of /api/show.
+
+    Args:
+        path_of: tells where a blob lies by its digest.
+    """
     hidden = ("general.name", "tokenizer.chat_template")
     values = {key: value for key, value in model.gguf.values.items() if key not in hidden}
     lines: list[str] = []
     for key, value in model.parameters.items():
         each = value if isinstance(value, list) else [value]
         lines.extend(f"{key:<30} {json.dumps(one, ensure_ascii=False)}" for one in each)
-    return {
+    answer = {
         "license": "\n".join(model.licenses),
-        "modelfile": "\n".join(_modelfile(model, path)) + "\n",
+        "modelfile": "\n".join(_modelfile(model, path_of)) + "\n",
         "parameters": "\n".join(lines),
         "template": model.shown_template,
         "system": model.system,
@@ -325,18 +331,33 @@ def shown(model: StoredModel, path: str) -> dict[str, Any]:
         ],
         "capabilities": model.capabilities,
         "modified_at": model.modified,
+        "requires": model.requires,
+        "remote_host": model.remote_host,
+        "remote_model": model.short_name if model.remote_host else "",
     }
+    # What is empty is left out; renderer and parser stand in the Modelfile alone.
+    return {key: value for key, value in answer.items() if value or key == "model_info"}
 
 
-def _modelfile(model: StoredModel, path: str) -> Iterator[str]:
+def _modelfile(model: StoredModel, path_of: Callable[[str], str]) -> Iterator[str]:
     yield "# Modelfile of the fake Ollama"
-    yield f"FROM {path}"
+    yield "# To build a new Modelfile based on this, replace FROM with:"
+    yield f"# FROM {model.short_name}\n"
+    yield f"FROM {path_of(model.blob) if model.format == 'gguf' else model.short_name}"
+    yield from (f"ADAPTER {path_of(digest)}" for digest in model.adapters)
+    yield from (f"FROM {path_of(digest)}" for digest in model.projectors)
     yield f"TEMPLATE {_quoted(model.template or '{{ .Prompt }}')}"
+    for command in ("system", "renderer", "parser"):
+        if text := getattr(model, command):
+            yield f"{command.upper()} {_quoted(text)}"
     for key, value in model.parameters.items():
         for each in value if isinstance(value, list) else [value]:
-            yield f"PARAMETER {key} {_quoted(str(each))}"
+            written = each if isinstance(each, str) else json.dumps(each)
+            yield f"PARAMETER {key} {_quoted(written)}"
     for text in model.licenses:
         yield f"LICENSE {_quoted(text)}"
+    for message in model.messages:
+        yield f"MESSAGE {message['role']} {_quoted(message['content'])}"
 
 
 def _quoted(text: str) -> str:

@@ -6,7 +6,8 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -90,6 +91,14 @@ class StoredModel:
     system: str = ""
     messages: list[dict[str, str]] = field(default_factory=list)
     adapters: list[str] = field(default_factory=list)
+    renderer: str = ""
+    parser: str = ""
+    requires: str = ""
+    #: Digests of projectors for pictures.
+    projectors: list[str] = field(default_factory=list)
+    #: Where it is computed, if not here.
+    remote_host: str = ""
+    format: str = "gguf"
     modified: str = field(default_factory=lambda: datetime.now(UTC).isoformat())
 
     @property
@@ -107,7 +116,7 @@ class StoredModel:
         """64 hex digits; the same for the same content, whatever the name."""
         content = [
             self.blob, self.parameters, self.licenses, self.template, self.system, self.messages,
-            self.adapters,
+            self.adapters, self.renderer, self.parser, self.requires, self.projectors,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -115,7 +124,7 @@ class StoredModel:
     def details(self) -> dict[str, Any]:
         return {
             "parent_model": "",
-            "format": "gguf",
+            "format": self.format,
             "family": self.gguf.architecture,
             "families": [self.gguf.architecture],
             "parameter_size": _human(self.gguf.parameter_count),
@@ -143,7 +152,7 @@ class StoredModel:
             if self.uses_jinja
             else _go_capabilities(self.template or "")
         )
-        return ["embedding" if pooling else "completion", *own]
+        return ["embedding" if pooling else "completion", *own, *["vision"][: len(self.projectors)]]
 
     @property
     def shown_template(self) -> str:
@@ -181,6 +190,23 @@ class Store:
         base = re.sub(r":(local|cloud)$", "", name, flags=re.IGNORECASE)
         parts = parse_name(base)
         return self._models.get(self._existing(parts)) if parts and base == name else None
+
+    def add_without_gguf(self, name: str, *, remote_host: str = "", form: str = "") -> None:
+        """Puts a model there that no request makes: in the cloud, or kept as safetensors.
+
+        Args:
+            remote_host: where it is computed; empty for a local one.
+            form: of its files, `safetensors` for instance.
+        """
+        parts = parse_name(name)
+        if parts is None:
+            raise ValueError(f"{name!r} is no name")
+        nothing = GgufInfo(3, {}, {}, (), 0)
+        blob = f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
+        model = StoredModel(
+            name=parts, blob=blob, gguf=nothing, remote_host=remote_host, format=form
+        )
+        self._put(model)
 
     def copy(self, source: str, destination: str) -> None:
         parts = {}
@@ -239,9 +265,10 @@ class Store:
                 raise Refusal("pull model manifest: file does not exist")
             model = _renamed(base, name)
         else:
-            digest = self._one_file(request["files"])
+            digest, *projectors = self._ggufs(request["files"])
             yield "parsing GGUF"
             model = self._from_file(digest, name)
+            model.projectors += projectors
         template_status = None if request.get("from") else self._autodetect(model)
         model.adapters += [self._adapter(d) for d in (request.get("adapters") or {}).values()]
         if request.get("quantize"):
@@ -263,15 +290,22 @@ class Store:
         self._layers.add(digest)
         return f"{'using existing' if is_known else 'creating new'} layer {digest}"
 
-    def _one_file(self, files: Mapping[str, str]) -> str:
-        """Digest of the file to make the model of; by its name, or else by its magic, a GGUF."""
-        for path, digest in files.items():
-            blob = self.blob_path(digest)
-            if path.endswith(".gguf"):
-                return digest
-            if blob.exists() and tiny_gguf.has_magic(blob):
-                return digest
-        raise Refusal("unknown type", 400)
+    def _ggufs(self, files: Mapping[str, str]) -> list[str]:
+        """Digests of the files that are GGUFs by their names or their magic: the model's first."""
+        found = [
+            digest
+            for path, digest in files.items()
+            if path.endswith(".gguf")
+            or (self.blob_path(digest).exists() and tiny_gguf.has_magic(self.blob_path(digest)))
+        ]
+        if not found:
+            raise Refusal("unknown type", 400)
+        return sorted(found, key=self._is_projector)
+
+    def _is_projector(self, digest: str) -> bool:
+        with suppress(BadGguf, OSError):
+            return tiny_gguf.read(self.blob_path(digest)).architecture == "clip"
+        return False
 
     def _from_file(self, digest: str, name: Name) -> StoredModel:
         blob = self.blob_path(digest)
@@ -358,6 +392,8 @@ def _apply(request: Mapping[str, Any], model: StoredModel) -> None:
     model.licenses = model.licenses + ([license_] if isinstance(license_, str) else list(license_))
     model.parameters = {**model.parameters, **(request.get("parameters") or {})}
     model.messages = request.get("messages") or model.messages
+    for key in ("renderer", "parser", "requires"):
+        setattr(model, key, request.get(key) or getattr(model, key))
 
 
 def _check_quantize(model: StoredModel) -> None:
@@ -366,16 +402,15 @@ def _check_quantize(model: StoredModel) -> None:
 
 
 def _renamed(model: StoredModel, name: Name) -> StoredModel:
-    return StoredModel(
+    return replace(
+        model,
         name=name,
-        blob=model.blob,
-        gguf=model.gguf,
         parameters=dict(model.parameters),
         licenses=list(model.licenses),
-        template=model.template,
-        system=model.system,
         messages=list(model.messages),
         adapters=list(model.adapters),
+        projectors=list(model.projectors),
+        modified=datetime.now(UTC).isoformat(),
     )
 
 

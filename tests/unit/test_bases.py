@@ -46,8 +46,8 @@ def refusal(name: str) -> BaseModelError:
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     """Names are typed by hand."""
-    error = refusal("smollm3")
-    assert "smollm3" in error.cause
+    error = refusal("smollm 3")
+    assert "smollm 3" in error.cause
     assert "smollm2" in error.remedy
     assert "gguf:" in error.remedy
 
