@@ -145,7 +145,7 @@ def inspect(
         contextlib.ExitStack() as stack,
     ):
         try:
-            found = resolve_base(base, cache)
+            found = resolve_base(base, cache, ollama_host)
             gguf = read_gguf(found.gguf)
             form = stack.enter_context(open_format(gguf, found.ollama, ollama_host))
         except (TrainerError, ImportError) as error:

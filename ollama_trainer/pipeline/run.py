@@ -259,7 +259,7 @@ def _base(run: Run) -> tuple[BaseGguf, GgufFile]:
     with run.stage(Stage.BASE):
         # One worker at a time uses the cache: nothing is in use now.
         caches.prune(run.spec.cache_dir, int(run.spec.cache_gigabytes * 1e9))
-        base = resolve_base(run.spec.base, run.spec.cache_dir)
+        base = resolve_base(run.spec.base, run.spec.cache_dir, run.spec.ollama_host)
         gguf = read_gguf(base.gguf)
         check_trainable(gguf)
         check_quantization(run.spec.quantization)

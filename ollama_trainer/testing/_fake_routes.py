@@ -15,6 +15,7 @@ from typing import Any
 from aiohttp import web
 
 from ollama_trainer.testing import _fake_answers as answers
+from ollama_trainer.testing._fake_render import rendered
 from ollama_trainer.testing._fake_store import Refusal, Store, StoredModel, parse_name
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -41,6 +42,8 @@ class Faults:
     load_error: str = ""
     #: At a request whose path begins so, the server breaks the connection and stops listening.
     vanish_at: str = ""
+    #: Whether it tells prompts when it is asked to; old ones answer instead.
+    renders: bool = True
     #: Seconds before each answer.
     delay_s: float = 0.0
 
@@ -247,6 +250,9 @@ class Routes:
         if body.get("tools") and "tools" not in model.capabilities:
             raise Refusal(f"{'/'.join(model.name[:3])}:{model.name[3]} does not support tools", 400)
         self._load(model, body)
+        if messages and body.get("_debug_render_only") and self.faults.renders:
+            told = {"rendered_template": rendered(model, body)}
+            return web.json_response({"model": name, "_debug_info": told})
         return await self._reply(request, body, name, model, messages, chat=True)
 
     def _unload(self, model: StoredModel, name: str, *, chat: bool) -> web.Response:

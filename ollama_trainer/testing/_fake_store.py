@@ -32,6 +32,8 @@ _REFUSED_QUANTIZE = (
     "llama.cpp tools before importing"
 )
 _REFUSED_ADAPTERS = "LoRA adapters are no longer supported"
+#: What some of the parsers of Ollama's can read off an answer.
+_PARSERS = {"qwen3": ("tools", "thinking"), "qwen3-coder": ("tools",)}
 #: general.file_type -> name, of the common ones.
 _FILE_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 14: "Q4_K_S",
@@ -94,6 +96,8 @@ class StoredModel:
     renderer: str = ""
     parser: str = ""
     requires: str = ""
+    #: What it is said to be of, where that is not its GGUF's architecture.
+    family: str = ""
     #: Digests of projectors for pictures.
     projectors: list[str] = field(default_factory=list)
     #: Where it is computed, if not here.
@@ -125,8 +129,8 @@ class StoredModel:
         return {
             "parent_model": "",
             "format": self.format,
-            "family": self.gguf.architecture,
-            "families": [self.gguf.architecture],
+            "family": self.family or self.gguf.architecture,
+            "families": [self.family or self.gguf.architecture],
             "parameter_size": _human(self.gguf.parameter_count),
             "quantization_level": _FILE_TYPES.get(
                 self.gguf.values.get("general.file_type", 0), "unknown"
@@ -139,6 +143,8 @@ class StoredModel:
 
     @property
     def uses_jinja(self) -> bool:
+        if self.renderer or self.parser:
+            return False
         jinja = _jinja_capabilities(self.gguf.chat_template)
         return bool(self.gguf.chat_template) and (
             self.template is None or len(jinja) > len(_go_capabilities(self.template))
@@ -152,7 +158,9 @@ class StoredModel:
             if self.uses_jinja
             else _go_capabilities(self.template or "")
         )
-        return ["embedding" if pooling else "completion", *own, *["vision"][: len(self.projectors)]]
+        parsed = [each for each in _PARSERS.get(self.parser, ()) if each not in own]
+        vision = ["vision"][: len(self.projectors)]
+        return ["embedding" if pooling else "completion", *own, *parsed, *vision]
 
     @property
     def shown_template(self) -> str:
@@ -392,6 +400,7 @@ def _apply(request: Mapping[str, Any], model: StoredModel) -> None:
     model.licenses = model.licenses + ([license_] if isinstance(license_, str) else list(license_))
     model.parameters = {**model.parameters, **(request.get("parameters") or {})}
     model.messages = request.get("messages") or model.messages
+    model.family = (request.get("info") or {}).get("model_family") or model.family
     for key in ("renderer", "parser", "requires"):
         setattr(model, key, request.get(key) or getattr(model, key))
 
@@ -421,7 +430,8 @@ def _jinja_capabilities(jinja: str) -> list[str]:
 
 
 def _go_capabilities(template: str) -> list[str]:
-    return ["tools"] * (".Tools" in template) + ["insert"] * (".Suffix" in template)
+    words = ((".Tools", "tools"), (".Suffix", "insert"), (".Thinking", "thinking"))
+    return [capability for word, capability in words if word in template]
 
 
 def _is_local(path: str) -> bool:

@@ -9,7 +9,9 @@ refuses adapters and `quantize`. Both check digests and read the GGUF. Another p
 with POST /_fake (a JSON object of `Faults` fields, and `answer`) and reads the requests so far with
 GET /_fake.
 
-Not covered: pull, push, embeddings, the OpenAI-like routes, rendering of templates.
+Prompts are told (`_debug_render_only`) as far as `_fake_render` can make them.
+
+Not covered: pull, push, embeddings, the OpenAI-like routes.
 """
 
 from __future__ import annotations

@@ -264,7 +264,7 @@ def test_the_bases_loss_on_the_probe_text_is_kept(base: BaseGguf, tmp_path: Path
     with open_prompt_format(read_gguf(base.gguf)) as form:
         whole, cut = (probe_text(form.tokenizer, length)[:2] for length in (40, 10))
     data = PreparedData(
-        examples=rows, held_out=rows, n_kept=0, probe=whole, question="", stop="",
+        examples=rows, held_out=rows, n_kept=0, probe=whole, question="", stop="", prompts=(),
         report=DatasetReport.model_validate(REPORT),
     )  # fmt: skip
     first = base_losses(base, None, data, tmp_path)
