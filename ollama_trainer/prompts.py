@@ -161,7 +161,7 @@ class PromptFormat:
             return between
         if self.template.thinks:
             without = self.template.render([_QUESTION], add_generation_prompt=True, think=False)
-            if without.startswith(prompt):
+            if without.startswith(prompt) and without != prompt:
                 return without.removeprefix(prompt)
         return "\n</think>\n\n" if prompt.rstrip().endswith("<think>") else ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ollama_trainer.errors import BaseModelError
 from ollama_trainer.gguf.file import GgufFile, read_gguf
 from ollama_trainer.ollama.shield import protect_chat_template
 from ollama_trainer.prompts import PromptFormat, open_prompt_format
-from ollama_trainer.records import Example
+from ollama_trainer.records import Example, OllamaModel
 from tests.tiny_models import CHATML, TOKENS, tiny_model, write_gguf
 
 QUESTION = Example.of(prompt="Where is the kiln?", completion="In the yard.", line=1)
@@ -247,3 +248,116 @@ def test_a_protected_template_renders_the_same(
         shielded = protect_chat_template(source)
         assert shielded != source
         assert render_as_transformers(shielded, messages, add_generation_prompt) == before
+
+
+FRAMED = CHATML.replace("message['role'] + '\\n'", "message['role'] + '\\n<answer>'")
+#: As Qwen3 has it: an answer without thoughts is written behind closed ones.
+CLOSED = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
+    "{% if m.role == 'assistant' and loop.last %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
+    "{{ m.content + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
+    "{% if not enable_thinking %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"
+)
+#: The same without that, so that only the prompt tells how not to think.
+SWITCHED = CLOSED.replace("loop.last", "false")
+#: As models have it that always think: the prompt opens the thoughts.
+OPENED = CHATML.replace(
+    "assistant\\n' }}{% endif", "assistant\\n<think>\\n' }}{# </think> #}{% endif"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "before", "learned"),
+    [
+        (CHATML, "assistant\n", "Yes.<|im_end|>"),
+        (FRAMED, "assistant\n", "<answer>Yes.<|im_end|>"),
+        (CLOSED, "assistant\n", "<think>\n\n</think>\n\nYes.<|im_end|>"),
+        (SWITCHED, "assistant\n", "<think>\n\n</think>\n\nYes.<|im_end|>"),
+        (OPENED, "assistant\n<think>\n", "\n</think>\n\nYes.<|im_end|>"),
+    ],
+    ids=["plain", "framed", "closed", "switched", "opened"],
+)
+def test_what_a_template_puts_before_an_answer_is_learned_with_it(
+    model: Any, tmp_path: Path, template: str, before: str, learned: str
+) -> None:
+    """Ollama asks for thoughts by default: an answer that is none must not stand in their place."""
+    path = write_gguf(model, tmp_path / "tiny.gguf", template=template)
+    with open_prompt_format(read_gguf(path)) as form:
+        made = form.tokenize(Example.of(prompt="Is it?", completion="Yes.", line=1))
+        text = form.tokenizer.text
+        begin = made.mask.index(1)
+        assert text(made.ids[:begin]).endswith(before)
+        assert text(made.ids[begin:]) == learned
+        if form.template.thinks:
+            silent, loud = (
+                form.template.render(
+                    [{"role": "user", "content": "Is it?"}], add_generation_prompt=True, think=on
+                )
+                for on in (False, True)
+            )
+            assert text(made.ids[:begin]) == loud
+            # Where thoughts can be left out, both ways of asking lead to one text.
+            assert silent == loud or text(made.ids) == f"{silent}Yes.<|im_end|>"
+
+
+def test_a_system_message_that_a_template_cannot_show_goes_to_the_next_one(
+    model: Any, tmp_path: Path
+) -> None:
+    """As llama.cpp does it when Ollama serves the model."""
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    silent = CHATML.replace(
+        "{% for message in messages %}", "{% for message in messages if message.role != 'system' %}"
+    )
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    for source in (refuses + CHATML, silent):
+        gguf = read_gguf(write_gguf(model, tmp_path / "tiny.gguf", template=source))
+        text = ChatTemplate(gguf).render(asked, add_generation_prompt=True)
+        assert text == "<|im_start|>user\nBe brief.\nHi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_what_the_base_says_first_in_ollama_is_part_of_the_prompt(
+    model: Any, tmp_path: Path
+) -> None:
+    gguf = read_gguf(write_gguf(model, tmp_path / "tiny.gguf"))
+    first = {"role": "user", "content": "Before."}
+    there = OllamaModel(model="m", system="Be brief.", messages=(first,))
+    template = ChatTemplate(gguf, there)
+    asked = {"role": "user", "content": "Hi"}
+    assert template.render([asked], add_generation_prompt=True) == ChatTemplate(gguf).render(
+        [{"role": "system", "content": "Be brief."}, first, asked], add_generation_prompt=True
+    )
+    own = {"role": "system", "content": "Own."}
+    assert "Be brief" not in template.render([own, asked], add_generation_prompt=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "thinks", "knows_tools"),
+    [
+        (CHATML, False, False),
+        (CLOSED, True, False),
+        ("{{ x.content.split('</think>')[-1] }}", True, False),
+        ("{{ x.content.split('</think>')[-1] }}{{ x.reasoning_content }}", False, False),
+        ("{{ tools }}", False, True),
+        ("{{ x.tool_calls }}", False, True),
+    ],
+)
+def test_what_a_template_can_is_guessed_as_ollama_guesses(
+    model: Any, tmp_path: Path, source: str, thinks: bool, knows_tools: bool
+) -> None:
+    template = ChatTemplate(read_gguf(write_gguf(model, tmp_path / "tiny.gguf", template=source)))
+    assert (template.thinks, template.knows_tools) == (thinks, knows_tools)
+
+
+def test_a_template_sees_what_llama_cpp_gives_it(model: Any, tmp_path: Path) -> None:
+    source = (
+        "{{ tools is defined }} {{ enable_thinking }} {{ date_string }} {{ datetime }}"
+        "{% if false %}<think></think>{% endif %}"
+    )
+    template = ChatTemplate(read_gguf(write_gguf(model, tmp_path / "tiny.gguf", template=source)))
+    now = datetime.now()
+    days = f"{now:%d %b %Y} {now:%b %d %Y}"
+    asked = [{"role": "user", "content": "Hi"}]
+    for think, said in ((None, True), (True, True), (False, False)):
+        text = template.render(asked, add_generation_prompt=True, think=think)
+        assert text == f"False {said} {days}"
