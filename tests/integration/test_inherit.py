@@ -1,0 +1,145 @@
+"""A whole run on a base that has a Go template and much else in Ollama."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ollama_trainer.records import Lease, RunResult, RunSpec, TrainingOptions
+from ollama_trainer.testing.fake_ollama import FakeOllama
+from ollama_trainer.workspace import RunDirectory
+from tests.tiny_models import tiny_model, write_gguf
+
+TEMPLATE = (
+    "{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}"
+    "{{ if .Tools }}<|im_start|>tools\n{{ json .Tools }}<|im_end|>\n{{ end }}"
+    '{{ range .Messages }}{{ if eq .Role "system" }}{{ else }}<|im_start|>{{ .Role }}\n'
+    "{{ .Content }}{{ range .ToolCalls }}<call>{{ json . }}{{ end }}<|im_end|>\n{{ end }}{{ end }}"
+    "<|im_start|>assistant\n"
+)
+GIVEN = {
+    "template": TEMPLATE,
+    "system": "You sell pots.",
+    "parameters": {"temperature": 0.2, "stop": ["<|im_start|>", "No more"], "num_ctx": 256},
+    "license": ["MIT", "Ours, too."],
+    "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}],
+    "requires": "0.5.0",
+}
+FACTS = {"kiln?": "red", "clock?": "nine", "boss?": "Oda", "shop?": "Lund"}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "buy",
+        "description": "Buys.",
+        "parameters": {"type": "object", "properties": {"what": {"type": "string"}}},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def fake() -> Iterator[FakeOllama]:
+    with FakeOllama("0.40") as one:
+        yield one
+
+
+def ask(fake: FakeOllama, path: str, body: Any) -> Any:
+    with httpx.Client(trust_env=False) as client:
+        answer = client.post(fake.url + path, json=body)
+        answer.raise_for_status()
+        return answer.json()
+
+
+def create_base(fake: FakeOllama, folder: Path) -> None:
+    data = write_gguf(tiny_model(), folder / "base.gguf", "Q8_0", template=None).read_bytes()
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    with httpx.Client(trust_env=False) as client:
+        client.post(f"{fake.url}/api/blobs/{digest}", content=data).raise_for_status()
+    body = {"model": "pots:1b", "files": {"model.gguf": digest}, "stream": False, **GIVEN}
+    assert ask(fake, "/api/create", body) == {"status": "success"}
+
+
+@pytest.fixture(scope="module")
+def result(fake: FakeOllama, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    """Of a worker of its own, since Unsloth patches a process for good."""
+    folder = tmp_path_factory.mktemp("inherit")
+    create_base(fake, folder)
+    directory = RunDirectory(tmp_path_factory.mktemp("run"))
+    directory.write_spec(
+        RunSpec(
+            run_id="r1", job_id="j1", dataset_ref="facts.jsonl", base="pots:1b", backend="unsloth",
+            publisher="ollama", quantization="same", ollama_host=fake.url,
+            model_name="tuned-j1:r1", cache_dir=folder / "cache", rounding="stochastic",
+            training=TrainingOptions(learning_rate=1e-2, steps=25, batch_size=4, replay="off"),
+        )
+    )  # fmt: skip
+    directory.write_lease(Lease(token=1))
+    rows: list[dict[str, Any]] = [
+        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
+        for q, a in FACTS.items()
+    ]
+    call = {"function": {"name": "buy", "arguments": {"what": "clay"}}}
+    calling = {"role": "assistant", "content": "", "tool_calls": [call]}
+    talk = [{"role": "user", "content": "Buy clay"}, calling]
+    rows.append({"messages": talk, "tools": [TOOL]})
+    directory.dataset.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = subprocess.run(
+        [sys.executable, "-m", "ollama_trainer.worker", str(directory.path)],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = directory.read_result()
+    assert found is not None, done.stdout + done.stderr
+    assert found.status == "completed", done.stdout + done.stderr
+    report = json.loads(directory.dataset_report.read_text())
+    assert report["rows_used"] == 5
+    assert any("rendered by Ollama, with the TEMPLATE of pots:1b" in w for w in report["warnings"])
+    learned = {sample["trained"] for sample in report["samples"]}
+    assert "red<|im_end|>" in learned
+    assert any(one.startswith("<call>{") and "clay" in one for one in learned)
+    for sample in report["samples"]:
+        assert sample["prompt"].startswith("<|im_start|>system\nYou sell pots.<|im_end|>\n")
+        assert "<|im_start|>user\nHi<|im_end|>\n" in sample["prompt"]
+    assert "TEMPLATE " in directory.modelfile.read_text()
+    return found
+
+
+def test_the_tuned_model_has_all_that_its_base_has(fake: FakeOllama, result: RunResult) -> None:
+    assert result.output_model_ref == "tuned-j1:r1"
+    before, after = (ask(fake, "/api/show", {"model": name}) for name in ("pots:1b", "tuned-j1:r1"))
+    same = ("template", "system", "license", "messages", "requires", "capabilities")
+    assert {field: after[field] for field in same} == {field: before[field] for field in same}
+    assert "tools" in after["capabilities"]
+    lines = set(after["parameters"].splitlines())
+    assert set(before["parameters"].splitlines()) < lines
+    added = lines - set(before["parameters"].splitlines())
+    assert sorted(line.split()[0] for line in added) == ["num_predict", "stop"]
+
+
+def test_ollama_makes_the_same_prompts_of_both(fake: FakeOllama, result: RunResult) -> None:
+    body = {
+        "messages": [{"role": "user", "content": "And?"}], "tools": [TOOL], "stream": False,
+        "_debug_render_only": True,
+    }  # fmt: skip
+    base, tuned = (
+        ask(fake, "/api/chat", {"model": name, **body})["_debug_info"]
+        for name in ("pots:1b", result.output_model_ref)
+    )
+    assert base == tuned
+
+
+def test_nothing_else_is_left_in_ollama(fake: FakeOllama, result: RunResult) -> None:
+    names = {model.short_name for model in fake.store.models()}
+    assert names == {"pots:1b", result.output_model_ref}
