@@ -1,8 +1,13 @@
 """Talking to an Ollama: for the bases that it holds, and for what is published into it.
 
-host.py   OLLAMA_HOST, read as Ollama reads it
-shield.py keeps a chat template from being replaced
-api.py    the calls, with limits and remedies; needs the packages httpx and ollama
+host.py        OLLAMA_HOST, read as Ollama reads it
+names.py       the names of models
+api.py         the calls, with limits and remedies; needs the packages httpx and ollama
+shown.py       what /api/show says of a model, read
+messages.py    conversations and tools as Ollama hands them to templates
+rendering.py   prompts rendered by an Ollama
+stand_in.py    the model of some kilobytes that is asked for them
+shield.py      keeps a chat template from being replaced
 """
 
 from __future__ import annotations

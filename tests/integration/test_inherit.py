@@ -78,7 +78,7 @@ def result(fake: FakeOllama, tmp_path_factory: pytest.TempPathFactory) -> RunRes
             run_id="r1", job_id="j1", dataset_ref="facts.jsonl", base="pots:1b", backend="unsloth",
             publisher="ollama", quantization="same", ollama_host=fake.url,
             model_name="tuned-j1:r1", cache_dir=folder / "cache", rounding="stochastic",
-            training=TrainingOptions(learning_rate=1e-2, steps=25, batch_size=4, replay="off"),
+            training=TrainingOptions(learning_rate=1e-2, steps=12, batch_size=4, replay="off"),
         )
     )  # fmt: skip
     directory.write_lease(Lease(token=1))
