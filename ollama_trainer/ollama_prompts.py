@@ -45,10 +45,7 @@ class OllamaTemplate:
         capabilities = model.capabilities or ()
         self.thinks = "thinking" in capabilities
         self.knows_tools = "tools" in capabilities
-        kind = f"renderer {model.renderer}" if model.renderer else "TEMPLATE"
-        self.notes: tuple[str, ...] = (
-            f"prompts are rendered by Ollama, with the {kind} of {model.model}",
-        )
+        self.notes: tuple[str, ...] = ()
 
     def render(
         self,

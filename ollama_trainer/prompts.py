@@ -129,7 +129,8 @@ class PromptFormat:
     def __init__(self, template: Template, tokenizer: Tokenizer) -> None:
         self.template, self.tokenizer = template, tokenizer
         self.end_of_turn = self._find_end_of_turn()
-        self._head = self._find_head()
+        #: What stands between a prompt and the text of an answer: mostly nothing.
+        self.head = self._find_head()
 
     def _find_end_of_turn(self) -> int:
         """The token after an answer, at which llama.cpp stops."""
@@ -149,7 +150,7 @@ class PromptFormat:
         )
 
     def _find_head(self) -> str:
-        """What stands between a prompt and the text of an answer: mostly nothing.
+        """See `head`.
 
         A template may write a frame around answers, and where thoughts are asked for an answer
         without any has to close them first: both are learned with it.
@@ -253,11 +254,11 @@ class PromptFormat:
         Some tokenizers put a space before the first word of a text, so the answer is tokenised
         behind its prompt. An answer that spells out special tokens is text nevertheless.
         """
-        begun = self._continued(prompt, prompt_ids, self._head)
+        begun = self._continued(prompt, prompt_ids, self.head)
         alone = self.tokenizer.ids(answer, special=False, begin=False)
         if alone != self.tokenizer.ids(answer, special=True, begin=False):
             return begun + alone
-        before = prompt + self._head
+        before = prompt + self.head
         return begun + self._continued(before, prompt_ids + begun, answer)
 
     def _continued(self, text: str, ids: list[int], more: str) -> list[int]:

@@ -185,7 +185,7 @@ def tokenize(
     chance = random.Random(training.seed)  # noqa: S311 - a choice, no secret
     counted = set(chance.sample(range(len(drawn)), n_counted))
     # No token is shorter than a byte.
-    surely = limit - len(form.prompt("").encode()) - _MARGIN_BYTES
+    surely = limit - len((form.prompt("") + form.head).encode()) - _MARGIN_BYTES
     seen: list[Seen] = []
     for place, (number, group, example) in enumerate(drawn):
         if place not in counted and is_plain(example) and _n_bytes(example) <= surely:
