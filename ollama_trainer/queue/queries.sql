@@ -162,3 +162,10 @@ ORDER BY max(coalesce(publications.finished_at, ''), coalesce(runs.finished_at, 
 -- name: pruned_insert
 INSERT INTO pruned (run_seq, pruned_at) SELECT seq, :now FROM runs WHERE seq = :seq
 ON CONFLICT DO NOTHING;
+
+-- name: job
+SELECT * FROM jobs WHERE job_id = :job_id;
+
+-- name: job_put
+INSERT INTO jobs (job_id, options, updated_at) VALUES (:job_id, :options, :now)
+ON CONFLICT (job_id) DO UPDATE SET options = excluded.options, updated_at = excluded.updated_at;

@@ -23,6 +23,7 @@ from ollama_trainer.errors import (
 )
 from ollama_trainer.executors import Executor
 from ollama_trainer.queue.database import Ballast, Database
+from ollama_trainer.queue.jobs import JobStore
 from ollama_trainer.queue.lock import DirectoryLock
 from ollama_trainer.queue.pruning import Pruner, remove_all
 from ollama_trainer.queue.publications import PublicationStore
@@ -64,6 +65,7 @@ class RunQueue:
         self.lock, self._database = _open(self._data)
         self.store = RunStore(self._database)
         self.publications = PublicationStore(self._database)
+        self.jobs = JobStore(self._database)
         self._pruner = Pruner(self._database, self.publications, self._data, settings.keep_last)
         self._supervisor = Supervisor(
             self.store,

@@ -16,6 +16,7 @@ from ollama_trainer.executors import Executor
 from ollama_trainer.executors.local import LocalExecutor
 from ollama_trainer.queue.service import RunQueue
 from ollama_trainer.server.datasets import add_dataset_routes
+from ollama_trainer.server.jobs import add_job_routes
 from ollama_trainer.server.middleware import json_errors, only_known_callers
 from ollama_trainer.server.routes import QUEUE, SETTINGS, add_routes
 from ollama_trainer.server.runs import add_run_routes
@@ -49,6 +50,7 @@ def create_app(settings: Settings, executor: Executor | None = None) -> web.Appl
     add_routes(app)
     add_run_routes(app)
     add_dataset_routes(app)
+    add_job_routes(app)
     return app
 
 

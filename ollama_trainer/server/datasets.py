@@ -11,7 +11,7 @@ from ollama_trainer.executors.inspection import Question, inspect_dataset
 from ollama_trainer.queue.snapshot import check_source
 from ollama_trainer.records import DatasetReport
 from ollama_trainer.server import wire
-from ollama_trainer.server.routes import QUEUE, SETTINGS, existing_run, paths
+from ollama_trainer.server.routes import QUEUE, SETTINGS, existing_run, json_body, paths
 
 #: One at a time, as each takes a core, and so many that wait for it.
 _ONE = web.AppKey("one_inspection", asyncio.Semaphore)
@@ -34,11 +34,7 @@ def add_dataset_routes(app: web.Application) -> None:
 async def inspect(request: web.Request) -> web.Response:
     """Reads a data set as a run would; takes seconds for a large one."""
     settings = request.app[SETTINGS]
-    if request.content_type != "application/json":
-        # What a page of another site may send without asking is of another type.
-        raise InvalidRequest(f"Content-Type is {request.content_type!r}", "Send application/json.")
-    body = wire.parse_body(await request.read())
-    question = wire.read_question(body, settings)
+    question = wire.read_question(await json_body(request), settings)
     source = await asyncio.to_thread(check_source, str(question.path), settings.dataset_roots)
     question = question.model_copy(update={"path": source})
     looking = asyncio.create_task(_in_turn(request.app, question))

@@ -70,8 +70,9 @@ def only_known_callers(settings: Settings) -> Middleware:
 
 
 _STATUSES = {
-    "invalid_request": 400, "dataset": 400, "unknown_run": 404, "no_report": 404, "conflict": 409,
-    "store_unavailable": 503, "machine_busy": 503, "disk_full": 507,
+    "invalid_request": 400, "dataset": 400, "unknown_run": 404, "no_report": 404,
+    "unknown_job": 404, "conflict": 409, "store_unavailable": 503, "machine_busy": 503,
+    "disk_full": 507,
 }  # fmt: skip
 _TEXTS = {
     404: "there is nothing at this path. See POST /train, GET /status/{runId}, GET /runs and "

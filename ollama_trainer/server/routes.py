@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from aiohttp import web
 
@@ -40,7 +41,9 @@ async def train(request: web.Request) -> web.Response:
             request, body, InvalidRequest(cause, "Send application/json."), status=415
         )
     try:
-        wanted = wire.read_train_request(body, request.app[SETTINGS])
+        wanted = wire.read_train_request(
+            body, request.app[SETTINGS], request.app[QUEUE].jobs.options
+        )
         run = await request.app[QUEUE].submit(wanted.submission)
     except RunIdTaken as error:
         return wire.json_reply(wire.error_of(error), status=409)
@@ -60,6 +63,16 @@ async def status(request: web.Request) -> web.Response:
         failed = {"run_id": wire.storable(run_id), "status": RunState.FAILED.value}
         return wire.json_reply(failed | reply)
     return wire.json_reply(wire.status_reply(run, position_of(request, run)))
+
+
+async def json_body(request: web.Request) -> dict[str, Any]:
+    """Raises:
+    InvalidRequest: it is no JSON object, or not sent as one.
+    """
+    if request.content_type != "application/json":
+        # What a page of another site may send without asking is of another type.
+        raise InvalidRequest(f"Content-Type is {request.content_type!r}", "Send application/json.")
+    return wire.parse_body(await request.read())
 
 
 def known_run(request: web.Request) -> Run | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -21,6 +21,7 @@ from pydantic_core import from_json, to_json
 from ollama_trainer.errors import InvalidRequest, TrainerError
 from ollama_trainer.executors.inspection import Question
 from ollama_trainer.names import check_run_id
+from ollama_trainer.queue.jobs import Job
 from ollama_trainer.queue.rows import Attempt, Publication, Run, StoredEvent, Submission
 from ollama_trainer.records import DatasetOptions, ErrorInfo, RunState, TrainingOptions
 from ollama_trainer.settings import Settings
@@ -31,29 +32,34 @@ _Model = TypeVar("_Model", bound=BaseModel)
 _MAX_PATH = 32_768
 
 
-class _Body(BaseModel):
-    """The body of POST /train, without the options of the training."""
+class _JobBody(BaseModel):
+    """What a job may settle for its runs, without the options of the training."""
 
     model_config = ConfigDict(alias_generator=to_camel, extra="ignore", strict=True)
 
-    run_id: str
-    job_id: str = Field(min_length=1, max_length=200)
-    #: Any string: what is wrong with the path becomes the failure of the run.
-    dataset_ref: str = Field(max_length=_MAX_PATH)
     # Absent or null means: as the server's settings say.
-    experiment_label: str | None = Field(None, max_length=200)
     base_model: str | None = Field(None, min_length=1, max_length=1000)
     publisher: Literal["ollama", "folder"] | None = None
     quantization: str | None = Field(None, pattern=r"^[A-Za-z0-9_]+$")
 
 
+class _Body(_JobBody):
+    """The body of POST /train, without the options of the training."""
+
+    run_id: str
+    job_id: str = Field(min_length=1, max_length=200)
+    #: Any string: what is wrong with the path becomes the failure of the run.
+    dataset_ref: str = Field(max_length=_MAX_PATH)
+    experiment_label: str | None = Field(None, max_length=200)
+
+
 #: Each option of a training and of its data set may stand in the body too.
 _TRAINING_NAMES = {to_camel(name): name for name in TrainingOptions.model_fields}
 _DATASET_NAMES = {to_camel(name): name for name in DatasetOptions.model_fields}
+_OPTION_NAMES = _TRAINING_NAMES.keys() | _DATASET_NAMES.keys()
 #: Fields beyond these are ignored, and named in the reply.
-_KNOWN_NAMES = (
-    _TRAINING_NAMES.keys() | _DATASET_NAMES.keys() | {to_camel(name) for name in _Body.model_fields}
-)
+_KNOWN_NAMES = _OPTION_NAMES | {to_camel(name) for name in _Body.model_fields}
+_JOB_NAMES = _OPTION_NAMES | {to_camel(name) for name in _JobBody.model_fields}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,16 +84,28 @@ def parse_body(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def read_train_request(body: dict[str, Any], settings: Settings) -> TrainRequest:
-    """Raises:
-    InvalidRequest: a field is missing or not valid.
+def read_train_request(
+    body: dict[str, Any],
+    settings: Settings,
+    of_job: Callable[[str], Mapping[str, Any]] = lambda _job_id: {},
+) -> TrainRequest:
+    """What POST /train asks for; what it leaves open the job decides, then the settings.
+
+    Args:
+        of_job: tells what is settled for the job of that id.
+
+    Raises:
+        InvalidRequest: a field is missing or not valid.
     """
     check_run_id(body.get("runId"))
     known = {name: _clean(value) for name, value in body.items() if name in _KNOWN_NAMES}
+    job_id = known.get("jobId")
+    wanted = dict(of_job(job_id)) if isinstance(job_id, str) else {}
+    wanted |= {name: value for name, value in known.items() if value is not None}
     try:
-        fields = _Body.model_validate(known)
-        training = _options(known, _TRAINING_NAMES, settings.training)
-        dataset = _options(known, _DATASET_NAMES, settings.dataset)
+        fields = _Body.model_validate(wanted)
+        training = _options(wanted, _TRAINING_NAMES, settings.training)
+        dataset = _options(wanted, _DATASET_NAMES, settings.dataset)
     except ValidationError as error:
         raise _field_not_valid(error, _EXAMPLE) from error
     submission = Submission(
@@ -104,6 +122,38 @@ def read_train_request(body: dict[str, Any], settings: Settings) -> TrainRequest
     )
     ignored = tuple(sorted(map(storable, body.keys() - known.keys())))
     return TrainRequest(submission=submission, ignored=ignored)
+
+
+def read_job_options(body: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """What PUT /jobs/{jobId} settles: fields of POST /train, by the same names.
+
+    Raises:
+        InvalidRequest: a field is unknown or not valid.
+    """
+    given = {name: _clean(value) for name, value in body.items() if value is not None}
+    unknown = sorted(map(storable, given.keys() - _JOB_NAMES))
+    if unknown:
+        raise InvalidRequest(
+            f"'{unknown[0]}' cannot be settled for a job",
+            f"Known here: {', '.join(sorted(_JOB_NAMES))}.",
+        )
+    try:
+        _JobBody.model_validate(given)
+        _options(given, _TRAINING_NAMES, settings.training)
+        _options(given, _DATASET_NAMES, settings.dataset)
+    except ValidationError as error:
+        raise _field_not_valid(error, 'Send, for instance, {"baseModel": "qwen3:0.6b"}.') from error
+    return given
+
+
+def job_reply(job_id: str, job: Job | None) -> dict[str, Any]:
+    return _present(
+        {
+            "job_id": job_id,
+            "options": dict(job.options) if job else {},
+            "updated_at": job.updated_at if job else None,
+        }
+    )
 
 
 class _InspectBody(BaseModel):
