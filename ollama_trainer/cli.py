@@ -106,7 +106,10 @@ def _parser() -> argparse.ArgumentParser:
     inspect = verbs.add_parser("inspect", help="Say what a run would learn from it, and what not.")
     inspect.add_argument("file", type=Path, metavar="FILE", help="Data set, a JSONL file.")
     inspect.add_argument("--json", action="store_true", help="As JSON.")
-    add_flags(inspect, ["base", *TrainingOptions.model_fields, *DatasetOptions.model_fields])
+    add_flags(
+        inspect,
+        ["base", "ollama_host", *TrainingOptions.model_fields, *DatasetOptions.model_fields],
+    )
     export_command.add_parser(commands)
     return parser
 
@@ -162,6 +165,8 @@ async def _inspect(path: Path, settings: Settings, as_json: bool) -> int:
     question = Question(
         path=check_source(str(path)),
         base=settings.base,
+        ollama_host=settings.ollama_host,
+        name_prefix=settings.name_prefix,
         training=settings.training,
         dataset=settings.dataset,
         cache=DataDirectory(settings.data_dir).cache,

@@ -35,6 +35,8 @@ def _answer(question: Question) -> Answer:
                 question.dataset,
                 question.cache,
                 question.scratch,
+                ollama_host=question.ollama_host,
+                name_prefix=question.name_prefix,
             )
         )
     except TrainerError as error:

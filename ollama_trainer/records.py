@@ -143,11 +143,14 @@ class RunSpec(_Record):
     job_id: str
     #: The path that the caller gave; the worker reads the snapshot in the run directory.
     dataset_ref: str
+    #: As the caller named it; empty: the only one in Ollama that can be trained.
     base: str
     backend: str
     publisher: Literal["ollama", "folder"]
     quantization: str
     ollama_host: str
+    #: What the names of finished models begin with: by it they are known in Ollama.
+    name_prefix: str = ""
     #: Ollama's name for the result, `<prefix><job slug>:<run id>`, lower case.
     model_name: str
     #: Directory for what several runs share (caches by digest).

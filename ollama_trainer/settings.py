@@ -51,7 +51,10 @@ class Settings(BaseSettings, TrainingOptions, DatasetOptions, FidelityOptions):
         description="Directory for runs, their models and caches; one server owns it.",
     )
     base: str = Field(
-        "smollm2", min_length=1, max_length=1000, description="Base model to train on."
+        "",
+        max_length=1000,
+        description="Base model to train on: a name in Ollama, 'smollm2', 'gguf:' or 'hf:'; empty: "
+        "the only model in Ollama that can be trained.",
     )
     publisher: Literal["ollama", "folder"] = Field(
         "ollama",

@@ -110,6 +110,11 @@ class RunDirectory:
         return self.path / "spec.json"
 
     @property
+    def base(self) -> Path:
+        """Which base the run has, settled by its first attempt (pipeline/base.py)."""
+        return self.path / "base.json"
+
+    @property
     def dataset(self) -> Path:
         """The snapshot of the caller's data set."""
         return self.path / "dataset.jsonl"

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import os
-import sys
 import tempfile
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from ollama_trainer.errors import DatasetError, DiskFull, ServerError
-from ollama_trainer.executors.parentwatch import LifeLine
+from ollama_trainer.executors.asking import ask
 from ollama_trainer.records import DatasetOptions, DatasetReport, ErrorInfo, TrainingOptions
 
 _log = logging.getLogger(__name__)
-_COMMAND = (sys.executable, "-m", "ollama_trainer.inspector")
-#: Bytes of what a broken inspector printed that are logged.
-_MOST_COMPLAINTS = 4000
+_INSPECTOR = "ollama_trainer.inspector"
 _KINDS = {kind.code: kind for kind in (DatasetError, DiskFull)}
 
 
@@ -28,7 +23,10 @@ class Question(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     path: Path
+    #: Empty: the only one in Ollama.
     base: str
+    ollama_host: str
+    name_prefix: str
     training: TrainingOptions
     dataset: DatasetOptions
     #: Directory for what is made of a base.
@@ -58,36 +56,19 @@ async def inspect_dataset(question: Question, most_s: float) -> DatasetReport:
         ServerError: it took too long, or broke.
     """
     # Removed here: a process that is killed removes nothing.
-    with (
-        tempfile.TemporaryDirectory(prefix="ollama-trainer-") as scratch,
-        LifeLine() as life_line,
-    ):
+    with tempfile.TemporaryDirectory(prefix="ollama-trainer-") as scratch:
         asked = question.model_copy(update={"scratch": Path(scratch)})
-        process = await asyncio.create_subprocess_exec(
-            *_COMMAND,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            **life_line.arguments(os.environ),
-        )
         try:
-            said, complaints = await asyncio.wait_for(
-                process.communicate(asked.model_dump_json().encode()), most_s
-            )
+            reply = await ask(_INSPECTOR, question=asked.model_dump_json().encode(), most_s=most_s)
         except TimeoutError as error:
             raise ServerError(
                 f"looking at {question.path} took longer than {most_s:g} s", "Split the file."
             ) from error
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-    if process.returncode not in (0, 1) or not said:
-        words = complaints[-_MOST_COMPLAINTS:].decode("utf-8", "replace").strip()
+    if reply.code not in (0, 1) or not reply.said:
         # Not told to the caller: it may quote what stands in the file.
-        _log.error("the inspector broke with exit code %s: %s", process.returncode, words)
+        _log.error("the inspector broke with exit code %s: %s", reply.code, reply.complaints)
         raise ServerError(f"looking at {question.path} failed", "See the log; please report it.")
-    answer = Answer.model_validate_json(said)
+    answer = Answer.model_validate_json(reply.said)
     if answer.error is not None:
         kind = _KINDS.get(answer.error.code, ServerError)
         raise kind(answer.error.cause, answer.error.remedy)

@@ -1,5 +1,8 @@
 """The stages of a run, in their order; each works on the files of the run directory.
 
+base.py      the base's name -> its file, the same one for the whole of a run
+survey.py    every model in Ollama, as a base
+memory.py    what a training takes, estimated
 dataset.py   snapshot + the base's template -> tokenised examples
 plan.py      every hyperparameter, from the number of examples and the size of the base
 export.py    base + adapter -> model.gguf and Modelfile

@@ -20,6 +20,7 @@ from ollama_trainer.ollama_prompts import open_format
 from ollama_trainer.pipeline.held_out import split
 from ollama_trainer.pipeline.plan import most_examples
 from ollama_trainer.pipeline.report import Seen, report_of
+from ollama_trainer.pipeline.survey import only_trainable
 from ollama_trainer.prompts import PromptFormat, Tokenizer
 from ollama_trainer.records import (
     DatasetOptions,
@@ -122,19 +123,21 @@ def inspect(
     options: DatasetOptions,
     cache: Path,
     scratch: Path | None = None,
+    *,
     ollama_host: str = "",
+    name_prefix: str = "",
 ) -> DatasetReport:
     """What a run would make of a data set, without the run.
 
     Args:
         path: the file.
-        base: the base's name; where it is not to be had, tokens and templates are left out, and the
-            report says so.
+        base: the base's name, empty for the only one in Ollama; where it is not to be had, tokens
+            and templates are left out, and the report says so.
         training: as of `prepare`.
         options: what is made of the rows.
         cache: directory for what is made of a base.
         scratch: directory for temporary files; None means the system's.
-        ollama_host: where the base is, if it is in Ollama.
+        ollama_host, name_prefix: as of `survey.only_trainable`.
 
     Raises:
         DatasetError: nothing in it can be used, or it must not be.
@@ -145,7 +148,8 @@ def inspect(
         contextlib.ExitStack() as stack,
     ):
         try:
-            found = resolve_base(base, cache, ollama_host)
+            name = base or only_trainable(ollama_host, name_prefix).name
+            found = resolve_base(name, cache, ollama_host)
             gguf = read_gguf(found.gguf)
             form = stack.enter_context(open_format(gguf, found.ollama, ollama_host))
         except (TrainerError, ImportError) as error:

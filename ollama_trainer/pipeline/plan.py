@@ -19,7 +19,7 @@ from ollama_trainer.records import ReplayText, TokenizedExample, TrainingOptions
 from ollama_trainer.replay import in_batches
 
 #: Small batches: on few rows the number of updates counts more than their smoothness.
-_BATCH_SIZE = 8
+BATCH_SIZE = 8
 #: How often each example is seen (docs/recipe.md has what was tried).
 _EPOCHS = 5
 _STEPS = (20, 400)
@@ -76,7 +76,7 @@ def recipe_for(base: GgufFile, options: TrainingOptions, n_examples: int) -> Rec
 
 def batches_for(options: TrainingOptions, n_examples: int) -> tuple[int, int]:
     """Examples in a batch, and optimiser steps."""
-    batch_size = min(options.batch_size or _BATCH_SIZE, n_examples)
+    batch_size = min(options.batch_size or BATCH_SIZE, n_examples)
     epochs_steps = math.ceil(_EPOCHS * n_examples / batch_size)
     at_least = min(max(_STEPS[0], 4 * n_examples), _STEPS_FOR_FEW)
     return batch_size, options.steps or min(max(epochs_steps, at_least), _STEPS[1])
@@ -84,7 +84,7 @@ def batches_for(options: TrainingOptions, n_examples: int) -> tuple[int, int]:
 
 def most_examples(options: TrainingOptions) -> int:
     """How many examples a training can see at most: of larger data sets so many are drawn."""
-    batch_size = options.batch_size or _BATCH_SIZE
+    batch_size = options.batch_size or BATCH_SIZE
     return max(_DRAWN, batch_size * (options.steps or _STEPS[1]) + HELD_OUT)
 
 

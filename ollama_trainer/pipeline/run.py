@@ -15,12 +15,13 @@ from pydantic import TypeAdapter
 
 from ollama_trainer import backends, publishers
 from ollama_trainer.backends import Recipe, ReplayPlan, TrainJob
-from ollama_trainer.bases import caches, resolve_base
+from ollama_trainer.bases import caches
 from ollama_trainer.errors import DatasetError, ExportError, LeaseLost, OutOfMemory
 from ollama_trainer.gguf.file import GgufFile, read_gguf
 from ollama_trainer.gguf.merge import MergeReport
 from ollama_trainer.manifests import key_of, read_manifest
 from ollama_trainer.modelfile import Modelfile
+from ollama_trainer.pipeline.base import base_of_run, still_there
 from ollama_trainer.pipeline.dataset import PreparedData, prepare, within_context
 from ollama_trainer.pipeline.export import check_quantization, export, modelfile_of, rungs
 from ollama_trainer.pipeline.finished import FinishedModel, left_out, publisher_options
@@ -256,15 +257,21 @@ def _modelfile(run: Run, base: BaseGguf, gguf: GgufFile, data: PreparedData) -> 
 
 
 def _base(run: Run) -> tuple[BaseGguf, GgufFile]:
-    with run.stage(Stage.BASE):
+    with run.stage(Stage.BASE) as report:
         # One worker at a time uses the cache: nothing is in use now.
         caches.prune(run.spec.cache_dir, int(run.spec.cache_gigabytes * 1e9))
-        base = resolve_base(run.spec.base, run.spec.cache_dir, run.spec.ollama_host)
+        base = base_of_run(
+            run.directory,
+            run.spec,
+            confirm=run.check_lease,
+            note=run.note,
+            alive=lambda: report(0.0),
+        )
         gguf = read_gguf(base.gguf)
         check_trainable(gguf)
         check_quantization(run.spec.quantization)
         backends.get(run.spec.backend)
-        run.metrics["base_digest"] = base.digest
+        run.metrics |= {"base": base.name, "base_digest": base.digest}
     return base, gguf
 
 
@@ -393,6 +400,7 @@ def _export(
 ) -> Fidelity:
     """Exports, reads and judges; climbs to larger types until the file is good enough."""
     spec = run.spec
+    still_there(base, spec)
     with run.stage(Stage.EXPORT) as report:
         scales = scales_of(gguf, spec.quantization, spec.cache_dir, base.digest, report)
     with run.stage(Stage.VERIFY):

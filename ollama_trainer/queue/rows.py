@@ -63,6 +63,7 @@ class Submission:
                 "publisher": self.publisher or settings.publisher,
                 "quantization": self.quantization or settings.quantization,
                 "ollama_host": settings.ollama_host,
+                "name_prefix": settings.name_prefix,
                 "model_name": model_name(settings.name_prefix, self.job_id, self.run_id),
                 "cache_dir": DataDirectory(settings.data_dir).cache,
                 "training": self.training or settings.training,

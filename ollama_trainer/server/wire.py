@@ -180,6 +180,8 @@ def read_question(body: dict[str, Any], settings: Settings) -> Question:
     return Question(
         path=Path(fields.dataset_ref),
         base=fields.base_model or settings.base,
+        ollama_host=settings.ollama_host,
+        name_prefix=settings.name_prefix,
         training=training,
         dataset=dataset,
         cache=DataDirectory(settings.data_dir).cache,

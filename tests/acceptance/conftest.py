@@ -63,6 +63,7 @@ def served(data_dir: Path, **environment: str) -> Iterator[App]:
         "OLLAMA_TRAINER_DATA_DIR": str(data_dir),
         "OLLAMA_TRAINER_PORT": "0",
         "OLLAMA_TRAINER_CONFIG": os.devnull,
+        "OLLAMA_TRAINER_BASE": "smollm2",
         "HF_HUB_OFFLINE": "1",
         **environment,
     }

@@ -73,6 +73,7 @@ def test_the_command_publishes_and_says_what_to_type(tmp_path: Path, few_rows: P
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "ollama_trainer", "train", str(few_rows)),
+                *("--base", "smollm2"),
                 *("--name", "My Agent", "--steps", "4", "--data-dir", str(tmp_path / "data")),
                 # What they are for is tried elsewhere, and takes a minute.
                 *("--replay", "off", "--rounding", "stochastic"),
@@ -118,9 +119,9 @@ def test_what_cannot_work_fails_by_name_and_leaves_nothing(
             assert status.get("output_model_ref") is None
             assert not list((data / "runs").glob(f"{run_id}/*.gguf*"))
     with served(
-        tmp_path / "other", OLLAMA_TRAINER_BASE="gpt-17", OLLAMA_TRAINER_PUBLISHER="folder"
+        tmp_path / "other", OLLAMA_TRAINER_BASE="gpt 17", OLLAMA_TRAINER_PUBLISHER="folder"
     ) as app:
         status = app.poll(app.train(str(few_rows)))
         assert status["status"] == "failed"
-        assert "The base 'gpt-17' is unknown" in status["error"]
+        assert "The base 'gpt 17' is unknown" in status["error"]
         assert "smollm2" in status["error"]

@@ -21,6 +21,7 @@ from ollama_trainer.ollama.host import Endpoint
 from ollama_trainer.records import BaseGguf, OllamaModel
 from ollama_trainer.testing import tiny_gguf
 from ollama_trainer.testing.fake_ollama import FakeOllama
+from tests.ollama_models import create
 
 from .conftest import Files, Server
 
@@ -60,17 +61,7 @@ def projector_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def put(server: Server, name: str, *files: Path, **more: Any) -> str:
-    """Creates a model of these files; returns its name."""
-    digests = {}
-    for file in files:
-        data = file.read_bytes()
-        digests[file.name] = f"sha256:{hashlib.sha256(data).hexdigest()}"
-        sent = server.ask("POST", f"/api/blobs/{digests[file.name]}", content=data)
-        assert sent.status_code in (200, 201), sent.text
-    body = {"model": name, "files": digests, "stream": False, **more}
-    created = server.ask("POST", "/api/create", body)
-    assert created.json() == {"status": "success"}, created.text
-    return name
+    return create(server.url, name, *files, **more)
 
 
 def found(server: Server, name: str, cache: Path) -> tuple[BaseGguf, OllamaModel]:

@@ -54,6 +54,7 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     for name in os.environ:
         if name.startswith("OLLAMA"):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("OLLAMA_TRAINER_BASE", "smollm2")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
 
 

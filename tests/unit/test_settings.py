@@ -47,7 +47,7 @@ def test_the_names_that_users_rely_on() -> None:
 def test_the_defaults() -> None:
     settings = load_settings()
     assert (settings.host, settings.port) == ("127.0.0.1", 8765)
-    assert (settings.base, settings.publisher) == ("smollm2", "ollama")
+    assert (settings.base, settings.publisher) == ("", "ollama")
     assert (settings.backend, settings.quantization) == ("unsloth", "same")
     assert (settings.dataset_roots, settings.name_prefix) == ((), "tuned-")
     assert settings.ollama_host == "127.0.0.1:11434"

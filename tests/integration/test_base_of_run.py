@@ -1,0 +1,307 @@
+"""Which base a run has: the only one where none is named, and the same one for all of the run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ollama_trainer.client import TrainerClient, running_server
+from ollama_trainer.errors import BaseModelError, LeaseLost, OllamaUnreachable
+from ollama_trainer.pipeline import base as base_stage
+from ollama_trainer.pipeline.base import base_of_run, still_there
+from ollama_trainer.pipeline.survey import local_bases, only_trainable
+from ollama_trainer.records import BaseGguf, RunSpec
+from ollama_trainer.settings import Settings
+from ollama_trainer.testing import tiny_gguf
+from ollama_trainer.testing.fake_ollama import FakeOllama
+from ollama_trainer.workspace import RunDirectory
+from tests.ollama_models import create
+from tests.tiny_models import tiny_model, write_gguf
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_gguf(tiny_model(), tmp_path_factory.mktemp("model") / "model.gguf", "Q8_0")
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_gguf(tiny_model(seed=2), tmp_path_factory.mktemp("other") / "model.gguf", "Q4_0")
+
+
+def with_key(source: Path, folder: Path, key: str, value: str | int) -> Path:
+    """The same file with one more entry."""
+    path = folder / f"{key}.gguf"
+    tiny_gguf.rewrite_sorted(source, tiny_gguf.with_value(tiny_gguf.read(source), key, value), path)
+    return path
+
+
+@pytest.fixture
+def ollama() -> Iterator[FakeOllama]:
+    with FakeOllama("0.40") as one:
+        yield one
+
+
+class Runs:
+    """Finds the base of one run, again and again."""
+
+    def __init__(self, directory: Path, ollama: FakeOllama, **spec: Any) -> None:
+        self.directory = RunDirectory(directory / "run")
+        self.directory.path.mkdir()
+        self.spec = RunSpec.model_validate(
+            {
+                "run_id": "r1", "job_id": "j", "dataset_ref": "", "base": "", "backend": "unsloth",
+                "publisher": "folder", "quantization": "same", "ollama_host": ollama.url,
+                "name_prefix": "tuned-", "model_name": "m:r1", "cache_dir": directory / "cache",
+                **spec,
+            }
+        )  # fmt: skip
+        self.notes: list[tuple[str, Mapping[str, Any]]] = []
+
+    def base(self) -> BaseGguf:
+        return base_of_run(
+            self.directory, self.spec, note=lambda message, data: self.notes.append((message, data))
+        )
+
+
+# The only one
+
+
+def test_with_one_model_in_ollama_it_is_that_one(
+    ollama: FakeOllama, model: Path, tmp_path: Path
+) -> None:
+    create(ollama.url, "qwen:0.6b", model)
+    runs = Runs(tmp_path, ollama)
+    base = runs.base()
+    assert base.name == "qwen:0.6b"
+    ((message, data),) = runs.notes
+    assert message == "the base is qwen:0.6b, the only model in Ollama that can be trained"
+    assert data == {"base": "qwen:0.6b", "digest": base.digest, "gguf": str(base.gguf)}
+
+
+def test_two_names_of_one_model_are_one(ollama: FakeOllama, model: Path) -> None:
+    """`latest` often is another name of a size."""
+    create(ollama.url, "qwen:0.6b", model)
+    ollama.store.copy("qwen:0.6b", "qwen:latest")
+    assert only_trainable(ollama.url, "tuned-").name == "qwen:0.6b"
+
+
+def test_models_that_were_made_here_do_not_count(
+    ollama: FakeOllama, model: Path, other: Path, tmp_path: Path
+) -> None:
+    """By their names, or, whatever they were renamed to, by what stands in the file."""
+    create(ollama.url, "qwen:0.6b", model)
+    create(ollama.url, "someone/tuned-agent:r1", other)
+    made = with_key(other, tmp_path, "general.ollama_trainer.run", "r1")
+    create(ollama.url, "mine:1", made)
+    assert only_trainable(ollama.url, "tuned-").name == "qwen:0.6b"
+    tuned = {model.name for model in local_bases(ollama.url, "tuned-") if model.tuned}
+    assert tuned == {"someone/tuned-agent:r1", "mine:1"}
+    assert not any(model.tuned for model in local_bases(ollama.url, "") if "agent" in model.name)
+
+
+def test_what_cannot_be_trained_does_not_count(
+    ollama: FakeOllama, model: Path, tmp_path: Path
+) -> None:
+    create(ollama.url, "qwen:0.6b", model)
+    create(ollama.url, "embed:1", with_key(model, tmp_path, "llama.pooling_type", 1))
+    ollama.store.add_without_gguf("far:1", remote_host="https://far.example")
+    assert only_trainable(ollama.url, "tuned-").name == "qwen:0.6b"
+
+
+def test_of_several_none_is_taken_and_all_are_named(
+    ollama: FakeOllama, model: Path, other: Path
+) -> None:
+    for name, file in (("a:1", model), ("b:1", other), ("tuned-c:1", other)):
+        create(ollama.url, name, file)
+    with pytest.raises(BaseModelError, match=r"2 models that can be trained: a:1, b:1\.") as caught:
+        only_trainable(ollama.url, "tuned-")
+    for way in ("baseModel", "PUT /jobs/", "--base", "ollama-trainer bases"):
+        assert way in caught.value.remedy
+
+
+def test_where_there_is_none_each_is_named_with_its_reason(
+    ollama: FakeOllama, model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BaseModelError, match="no model at all") as caught:
+        only_trainable(ollama.url, "tuned-")
+    assert "smollm2" in caught.value.remedy
+    create(ollama.url, "tuned-a:1", model)
+    create(ollama.url, "embed:1", with_key(model, tmp_path, "llama.pooling_type", 1))
+    with pytest.raises(BaseModelError) as caught:
+        only_trainable(ollama.url, "tuned-")
+    assert "tuned-a:1 (made by this program)" in caught.value.cause
+    assert re.search(r"embed:1 \(embed:1 writes no text", caught.value.cause)
+
+
+def test_an_ollama_that_is_away_is_waited_for(ollama: FakeOllama) -> None:
+    ollama.go_away()
+    with pytest.raises(OllamaUnreachable, match="No base was chosen") as caught:
+        only_trainable(ollama.url, "tuned-")
+    assert caught.value.retryable
+    assert "smollm2" in caught.value.remedy
+
+
+# The same one
+
+
+def test_a_tag_that_is_pulled_again_changes_nothing(
+    ollama: FakeOllama, model: Path, other: Path, tmp_path: Path
+) -> None:
+    parameters = {
+        "temperature": 0.5,
+        "num_ctx": 512,
+        "use_mmap": True,
+        "stop": ["a\n", '"'],
+        "x": "1",
+    }
+    create(ollama.url, "qwen:0.6b", model, parameters=parameters, license=["MIT", "x"])
+    runs = Runs(tmp_path, ollama, base="qwen:0.6b")
+    first = runs.base()
+    create(ollama.url, "qwen:0.6b", other)
+    assert runs.base() == first
+    assert first.ollama is not None
+    again = runs.base().ollama
+    assert again is not None
+    kinds = {name: type(value) for name, value in again.parameters.items()}
+    assert kinds == {
+        "temperature": float,
+        "num_ctx": int,
+        "use_mmap": bool,
+        "stop": tuple,
+        "x": str,
+    }
+    assert len(runs.notes) == 1
+    fresh = Runs(tmp_path / "cache", ollama, base="qwen:0.6b").base()
+    assert fresh.digest != first.digest
+
+
+def test_company_for_the_only_model_changes_nothing(
+    ollama: FakeOllama, model: Path, other: Path, tmp_path: Path
+) -> None:
+    create(ollama.url, "a:1", model)
+    runs = Runs(tmp_path, ollama)
+    first = runs.base()
+    create(ollama.url, "b:1", other)
+    assert runs.base() == first
+
+
+def test_a_base_that_is_gone_is_told_so(ollama: FakeOllama, model: Path, tmp_path: Path) -> None:
+    create(ollama.url, "a:1", model)
+    runs = Runs(tmp_path, ollama, base="a:1")
+    path = runs.base().gguf
+    path.unlink()
+    with pytest.raises(BaseModelError) as caught:
+        runs.base()
+    assert (
+        f"{path} is gone, since a:1 was removed from Ollama or pulled again" in caught.value.cause
+    )
+    assert "new run" in caught.value.remedy
+
+
+def test_a_file_that_was_written_over_is_told_so(
+    ollama: FakeOllama, model: Path, other: Path, tmp_path: Path
+) -> None:
+    mine = Path(shutil.copyfile(model, tmp_path / "mine.gguf"))
+    runs = Runs(tmp_path, ollama, base=f"gguf:{mine}")
+    base = runs.base()
+    assert still_there(base, runs.spec) == base
+    shutil.copyfile(other, mine)
+    with pytest.raises(BaseModelError, match="another file than the one that this run began with"):
+        runs.base()
+
+
+def test_what_was_converted_here_is_made_again(
+    ollama: FakeOllama, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache may have been cleared between two attempts."""
+    converted = Path(shutil.copyfile(model, tmp_path / "converted.gguf"))
+    runs = Runs(tmp_path, ollama, base=f"gguf:{converted}")
+    base = replace(runs.base(), name="hf:org/name@" + "a" * 40)
+    converted.unlink()
+
+    def again(name: str, *_: object, **__: object) -> BaseGguf:
+        shutil.copyfile(model, converted)
+        return replace(base, name=name)
+
+    monkeypatch.setattr(base_stage, "resolve_base", again)
+    assert still_there(base, runs.spec) == base
+    converted.unlink()
+    monkeypatch.setattr(base_stage, "resolve_base", lambda *_, **__: replace(base, digest="0"))
+    with pytest.raises(BaseModelError, match="another model than the one that this run began"):
+        still_there(base, runs.spec)
+
+
+def test_a_worker_that_was_given_up_settles_nothing(
+    ollama: FakeOllama, model: Path, tmp_path: Path
+) -> None:
+    create(ollama.url, "a:1", model)
+    runs = Runs(tmp_path, ollama)
+
+    def lost() -> None:
+        raise LeaseLost("taken over")
+
+    with pytest.raises(LeaseLost):
+        base_of_run(runs.directory, runs.spec, confirm=lost)
+    assert not runs.directory.base.exists()
+
+
+def test_a_damaged_record_is_no_reason_to_take_another_base(
+    ollama: FakeOllama, model: Path, tmp_path: Path
+) -> None:
+    create(ollama.url, "a:1", model)
+    runs = Runs(tmp_path, ollama)
+    runs.base()
+    for damage in ("", "{}", json.dumps({"name": "a:1"})):
+        runs.directory.base.write_text(damage)
+        with pytest.raises(BaseModelError, match="damaged"):
+            runs.base()
+
+
+# In a run
+
+
+async def _ended(trainer: TrainerClient, dataset: Path) -> dict[str, Any]:
+    run_id = await trainer.submit("job", str(dataset))
+    status = await trainer.wait(run_id)
+    detail = await trainer._call("GET", f"/runs/{run_id}")
+    events = (await trainer._call("GET", f"/runs/{run_id}/events"))["events"]
+    notes = [event["message"] for event in events if event["kind"] == "note"]
+    return {"error": status.error, "notes": notes, "metrics": detail["result"]["metrics"]}
+
+
+def test_a_run_without_a_base_takes_the_only_model(
+    ollama: FakeOllama, model: Path, other: Path, tmp_path: Path
+) -> None:
+    """Real server, real worker; a data set with nothing in it ends the run after its base."""
+    dataset = tmp_path / "rows.jsonl"
+    dataset.write_text('{"input": "\\"a\\"", "output": "\\"b\\"", "label": "bad"}\n')
+    settings = Settings(
+        data_dir=tmp_path / "data", base="", publisher="folder", ollama_host=ollama.url
+    )
+
+    async def go() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        async with running_server(settings) as trainer:
+            create(ollama.url, "qwen:0.6b", model)
+            alone = await _ended(trainer, dataset)
+            create(ollama.url, "other:1", other)
+            many = await _ended(trainer, dataset)
+            await trainer._call("PUT", "/jobs/job", {"baseModel": "other:1"})
+            settled = await _ended(trainer, dataset)
+        return alone, many, settled
+
+    alone, many, settled = asyncio.run(go())
+    assert alone["notes"][0].startswith("the base is qwen:0.6b, the only model in Ollama")
+    assert "can be used" in alone["error"]
+    assert alone["metrics"]["base"] == "qwen:0.6b"
+    assert "2 models that can be trained: other:1, qwen:0.6b" in many["error"]
+    assert many["notes"] == []
+    assert settled["metrics"]["base"] == "other:1"
