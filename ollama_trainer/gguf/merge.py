@@ -40,7 +40,7 @@ from ollama_trainer.gguf.order import (
     ordered_metadata,
     ordered_tensors,
 )
-from ollama_trainer.gguf.pieces import Piece, made, settle_allocator
+from ollama_trainer.gguf.pieces import Flusher, Piece, made, settle_allocator
 from ollama_trainer.gguf.provenance import Provenance, with_provenance
 from ollama_trainer.gguf.statistics import InputStatistics
 from ollama_trainer.gguf.tensors import row_order, tensor_names
@@ -136,8 +136,10 @@ def merge(
             feedbacks = Feedbacks(statistics, adapter, quantised, rounding, executor.map)
             rewriters = _Rewriters(base, changes, sources, feedbacks, seed)
             pieces = layout.pieces(sources, rewriters)
+            flusher = stack.enter_context(Flusher(sink))
             for data in made(pieces, executor, n_workers, lambda: _WORK_BYTES - feedbacks.n_bytes):
                 sink.write(data)
+                flusher.go_on()
                 progress(sink.tell() / layout.n_bytes)
             changed = any(tensor.changed for tensor in touched.values())
             if must_change and not changed:

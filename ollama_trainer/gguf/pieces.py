@@ -6,16 +6,19 @@ the same however many of them there are, and so is what is written.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 #: What a piece is written as: anything that gives its bytes away, such as an array.
 Data = Any
 
 
+#: Written bytes from which on they are flushed.
+_FLUSH_BYTES = 32 << 20
 #: Of a block that is taken and given back before the work begins.
 _SETTLING_BYTES = 8 << 20
 
@@ -69,3 +72,40 @@ def made(
         # Left early, nobody needs what is still to be made.
         for future, _ in waiting:
             future.cancel()
+
+
+class Flusher:
+    """Has a file put on the disk while its next pieces are made. Used as a context.
+
+    Else the disk rests until the file is whole, and then everybody waits for the disk.
+    """
+
+    def __init__(self, sink: BinaryIO) -> None:
+        self._sink = sink
+        self._executor = ThreadPoolExecutor(1)
+        self._flushed_to = 0
+        self._flush: Future[None] | None = None
+
+    def __enter__(self) -> Flusher:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._executor.shutdown()
+        if kind is None and self._flush is not None:
+            self._flush.result()
+
+    def go_on(self) -> None:
+        """Flushes what was written, unless that is little, or an earlier flush is not done.
+
+        Raises:
+            OSError: the earlier one failed.
+        """
+        position = self._sink.tell()
+        if position - self._flushed_to < _FLUSH_BYTES:
+            return
+        if self._flush is not None:
+            if not self._flush.done():
+                return
+            self._flush.result()
+        self._flush = self._executor.submit(os.fsync, self._sink.fileno())
+        self._flushed_to = position

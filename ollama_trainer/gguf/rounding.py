@@ -11,6 +11,7 @@ Between levels that are not evenly spaced, the fraction is that of the way from 
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,10 @@ _Floats = NDArray[np.float32]
 #: Noise is a whole number between plus and minus half of this, never an even one: it is centred,
 #: and never reaches the half at which a weight without a change would move.
 _NOISE = 65536
+#: As many steps leave room in a byte for the largest code that is worked on in one.
+_FEW_STEPS = 63
+#: Odd, so that no number is left out; of those tried, the one that relates them least.
+_MULTIPLIER = np.uint16(0xD9ED)
 #: Rows that are transposed at once.
 _STRIPE = 32
 
@@ -44,20 +49,35 @@ def generator_for(seed: int, tensor_name: str, first_row: int = 0) -> SFC64:
 
 
 def noise(generator: SFC64, n: int) -> NDArray[np.int16]:
-    """`n` odd whole numbers, evenly from all between -32768 and 32767."""
-    words = generator.random_raw(-(-n // 4))
+    """`n` odd whole numbers, evenly from all between -32768 and 32767.
+
+    Drawing them takes as long as all else that is done to a weight by chance. So half of them are
+    drawn; the others are these, times a number that leaves them as even and hardly related.
+    """
+    half = -(-n // 8)
+    words = np.empty(2 * half, np.uint64)
+    words[:half] = generator.random_raw(half)
+    numbers = words.view(np.uint16)
+    np.multiply(numbers[: 4 * half], _MULTIPLIER, out=numbers[4 * half :])
     words |= np.uint64(0x0001000100010001)
     return words.view(np.int16)[:n]
 
 
-def add_on_grid(raw: _Bytes, delta: _Floats, kind: TensorType, generator: SFC64) -> _Bytes:
+def add_on_grid(
+    raw: _Bytes,
+    delta: _Floats,
+    kind: TensorType,
+    generator: SFC64,
+    largest: float = math.inf,
+) -> _Bytes:
     """Adds `delta` to quantised rows by chance, keeping every scale.
 
     Args:
         raw: uint8 of shape (rows, bytes a row).
         delta: float32 of shape (rows, weights a row), finite; it is used up.
         kind: the type of `raw`, which the result has too.
-        generator: consumed by sixteen bits a weight, except for F32 and F16.
+        generator: consumed by eight bits a weight; not by F32 and F16.
+        largest: what no change exceeds, where that is known: most chunks then need no check.
 
     Returns:
         uint8 of the shape of `raw`.
@@ -67,11 +87,13 @@ def add_on_grid(raw: _Bytes, delta: _Floats, kind: TensorType, generator: SFC64)
     grid = grid_of(kind)
     blocks = raw.reshape(-1, kind.n_bytes)
     decoded = grid.decode(blocks)
-    codes = _by_chance(decoded, grid, delta.reshape(decoded.codes.shape), generator)
+    codes = _by_chance(decoded, grid, delta.reshape(decoded.codes.shape), generator, largest)
     return grid.with_codes(blocks, codes).reshape(raw.shape)
 
 
-def _by_chance(decoded: Decoded, grid: Grid, delta: _Floats, generator: SFC64) -> _Bytes:
+def _by_chance(
+    decoded: Decoded, grid: Grid, delta: _Floats, generator: SFC64, largest: float
+) -> _Bytes:
     """New codes; each step is an operation on a whole chunk that stays in the cache."""
     inverse = inverse_of(_usable(decoded.scale))
     by_chance = noise(generator, delta.size).reshape(delta.shape)
@@ -86,8 +108,9 @@ def _by_chance(decoded: Decoded, grid: Grid, delta: _Floats, generator: SFC64) -
     inverse *= np.float32(_NOISE)
     with np.errstate(over="ignore"):
         delta *= np.repeat(inverse, delta.shape[-1], axis=-1)
-    end = np.float32((grid.high - grid.low) * _NOISE)
-    np.clip(delta, -end, end, out=delta)
+    if not largest * float(np.abs(inverse).max()) < _FEW_STEPS * _NOISE:
+        end = np.float32((grid.high - grid.low) * _NOISE)
+        np.clip(delta, -end, end, out=delta)
     delta += by_chance.astype(np.float32)
     # Beside this, a float has room for whole steps only, and its lowest bits count them.
     delta += np.float32(1.5 * 2**23 * _NOISE)
@@ -114,7 +137,7 @@ def add_compensated(
         kind: the type of `raw`, which the result has too.
         feedback: of the layer's input.
         dither: 0 rounds to nearest, 1 with a probability equal to the fraction.
-        generator: consumed by sixteen bits a weight, unless `dither` is 0.
+        generator: consumed by eight bits a weight, unless `dither` is 0.
 
     Returns:
         uint8 of the shape of `raw`.

@@ -5,6 +5,7 @@ A chunk depends on its place in the tensor alone, so chunks may be made in any o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -111,6 +112,9 @@ class Rewriter:
         self._tensor, self._pair, self._sources = tensor, pair, sources
         self._first_row = first_row
         self._seed, self._compensation = seed, compensation
+        # No product of a row and a column is larger than that of their lengths; sums are rounded.
+        longest = (float(np.linalg.norm(half, axis=1).max()) for half in (pair.up, pair.down.T))
+        self._largest = 1.001 * math.prod(longest)
 
     def pieces(self) -> Iterator[Piece]:
         """Pieces of whole rows, in their order."""
@@ -142,7 +146,8 @@ class Rewriter:
         if not tensor.on_own_grid:
             return self._on_other_grid(raw, up, start, stop, generator)
         if self._compensation is None:
-            result = add_on_grid(raw, up @ self._pair.down, tensor.after.type, generator)
+            delta = up @ self._pair.down
+            result = add_on_grid(raw, delta, tensor.after.type, generator, self._largest)
         else:
             feedback, dither = self._compensation.feedback, self._compensation.dither
             wished = self._pair.down.T[feedback.order] @ up.T

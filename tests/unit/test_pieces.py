@@ -7,10 +7,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import pytest
 
-from ollama_trainer.gguf.pieces import Piece, made
+from ollama_trainer.gguf import pieces as pieces_module
+from ollama_trainer.gguf.pieces import Flusher, Piece, made
 
 
 class Work:
@@ -91,6 +93,56 @@ def _slow(ended: list[int], index: int) -> bytes:
     time.sleep(0.05)
     ended.append(index)
     return bytes([index])
+
+
+class Disk:
+    """Stands in for the system's fsync, and fails from some call on."""
+
+    def __init__(self, fails_from: int = 1000) -> None:
+        self.calls = 0
+        self._fails_from = fails_from
+
+    def fsync(self, _descriptor: int) -> None:
+        self.calls += 1
+        if self.calls >= self._fails_from:
+            raise OSError("the disk is full")
+
+
+def written(path: Path, n: int) -> None:
+    with path.open("wb") as sink, Flusher(sink) as flusher:
+        for _ in range(n):
+            sink.write(bytes(100))
+            flusher.go_on()
+            time.sleep(0.01)
+
+
+def test_a_file_goes_to_the_disk_while_it_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not for every few bytes."""
+    disk = Disk()
+    monkeypatch.setattr("os.fsync", disk.fsync)
+    monkeypatch.setattr(pieces_module, "_FLUSH_BYTES", 500)
+    written(tmp_path / "x", 20)
+    assert 2 <= disk.calls <= 4
+
+
+def test_a_disk_that_fails_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later fsync may say that all is well: the error is told once."""
+    monkeypatch.setattr("os.fsync", Disk(fails_from=2).fsync)
+    monkeypatch.setattr(pieces_module, "_FLUSH_BYTES", 200)
+    with pytest.raises(OSError, match="full"):
+        written(tmp_path / "x", 20)
+
+
+def test_a_disk_that_fails_at_the_end_is_noticed_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody asks again after the last piece."""
+    monkeypatch.setattr("os.fsync", Disk(fails_from=1).fsync)
+    monkeypatch.setattr(pieces_module, "_FLUSH_BYTES", 200)
+    with pytest.raises(OSError, match="full"):
+        written(tmp_path / "x", 3)
 
 
 def test_an_error_ends_the_work() -> None:

@@ -160,6 +160,34 @@ def test_noise_is_even_and_centred() -> None:
     assert abs(neighbours) < 0.005
 
 
+@pytest.mark.parametrize("share", [0.02, 0.3])
+def test_the_halves_of_the_noise_are_not_related(share: float) -> None:
+    """One is worked out from the other: decisions by them must agree no more than by chance."""
+    drawn = noise(generator_for(1, "x"), 1 << 22).astype(np.float64)
+    first, second = drawn[: 1 << 21], drawn[1 << 21 :]
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.005
+    up = drawn > 32768 * (1 - 2 * share)
+    assert up.mean() == pytest.approx(share, rel=0.02)
+    for shift in (0, 1, 1024):
+        both = np.roll(up[: 1 << 21], shift) & up[1 << 21 :]
+        deviation = share * (1 - share)
+        assert abs(both.mean() - share**2) < 0.008 * deviation
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+@pytest.mark.parametrize("size", [0.01, 0.5])
+def test_a_known_bound_changes_nothing(kind: str, size: float) -> None:
+    """It only spares a check; where it is too large for that, all is as without it."""
+    raw = quantised(normal_rows(16, 512, seed=4), kind)
+    delta = normal_rows(16, 512, seed=8) * np.float32(size / 0.05)
+    largest = 1.001 * float(np.abs(delta).max())
+    results = [
+        add_on_grid(raw, delta.copy(), TYPE_BY_NAME[kind], generator_for(1, "x"), *bound)
+        for bound in ((), (largest,))
+    ]
+    np.testing.assert_array_equal(results[0], results[1])
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_smallest_changes_are_kept_too(sign: int) -> None:
     """A thousandth of a step, on two million weights: what few bits of noise would lose."""
