@@ -1,8 +1,9 @@
 """The streaming pass: base GGUF + adapter -> GGUF.
 
 Tensors that the adapter does not touch are copied byte for byte; touched ones are rewritten on the
-base's own scales, a chunk of rows at a time. Metadata is carried over as it stands, except for the
-entries that the caller replaces. Memory stays bounded by a few chunks, whatever the model's size.
+base's own scales, or on those of a file that the base was quantised to. Metadata is carried over as
+it stands, except for the entries that the caller replaces. Threads share the work in pieces of
+rows; how many of them are in work is bounded, and so is memory, whatever the model's size.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def merge(
             Where rows are no multiple of 256, `q6_k` means Q8_0.
         at_least: with `same`, the key of a type that touched tensors of fewer bits become.
         statistics: of the layers' inputs; layers that they know are rounded with compensation, all
-            others stochastically.
+            others stochastically, or to nearest where they get a new type.
         rounding: how compensated rounding is done.
         seed: of the rounding; the same seed gives the same bytes on the same kind of CPU, however
             many of its cores take part.
@@ -192,7 +193,8 @@ class _Layout:
                 yield from rewriters.pieces(self._touched[info.name])
             else:
                 yield from _copied(sources.form, self._form.by_name[info.name])
-            yield _ready(bytes(self._padding(info)))
+            if padding := self._padding(info):
+                yield _ready(bytes(padding))
 
 
 def _ready(data: bytes) -> Piece:
