@@ -1,4 +1,4 @@
-"""The command line: serve, train FILE, runs, cancel RUN, dataset inspect FILE, export."""
+"""The command line: serve, train, runs, cancel, dataset inspect, export, bases, doctor."""
 
 from __future__ import annotations
 
@@ -8,18 +8,28 @@ import io
 import logging
 import math
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
+from pydantic import BaseModel
 from rich.console import Console
 
 from ollama_trainer import __version__, client, export_command, server
 from ollama_trainer.client import RunStatus, TrainerClient
-from ollama_trainer.display import follow, in_a_line, in_words, show_report
+from ollama_trainer.display import (
+    follow,
+    in_a_line,
+    in_words,
+    show_bases,
+    show_doctor,
+    show_report,
+)
 from ollama_trainer.errors import InvalidRequest, ServerError, TrainerError
 from ollama_trainer.executors.inspection import Question, inspect_dataset
 from ollama_trainer.executors.parentwatch import exit_with_parent
+from ollama_trainer.executors.surveying import survey_bases, survey_machine
 from ollama_trainer.queue.snapshot import check_source
 from ollama_trainer.records import DatasetOptions, RunState, TrainingOptions
 from ollama_trainer.settings import (
@@ -31,6 +41,8 @@ from ollama_trainer.settings import (
     unknown_variables,
 )
 from ollama_trainer.workspace import DataDirectory
+
+_Report = TypeVar("_Report", bound=BaseModel)
 
 _INTERRUPTED = 130
 #: Settings that a run may have of its own; the others belong to the server.
@@ -56,20 +68,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = load_settings(flags, parsed.config)
         if parsed.command == "serve":
             return _serve(settings)
-        if parsed.command == "runs":
-            return asyncio.run(_runs(settings, parsed.job, parsed.state))
-        if parsed.command == "cancel":
-            return asyncio.run(_cancel(settings, parsed.run))
-        if parsed.command == "dataset":
-            return asyncio.run(_inspect(parsed.file.expanduser().absolute(), settings, parsed.json))
-        dataset = parsed.file.expanduser().absolute()
-        return asyncio.run(_train(dataset, parsed.name, settings, flags))
+        return asyncio.run(_do(parsed, settings, flags))
     except TrainerError as error:
         errors.print(f"error: {error}")
         return 1
     except KeyboardInterrupt:
         errors.print("interrupted")
         return _INTERRUPTED
+
+
+async def _do(parsed: argparse.Namespace, settings: Settings, flags: dict[str, object]) -> int:
+    """Does what one command asks for; returns the exit code."""
+    match parsed.command:
+        case "runs":
+            return await _runs(settings, parsed.job, parsed.state)
+        case "cancel":
+            return await _cancel(settings, parsed.run)
+        case "dataset":
+            return await _inspect(parsed.file.expanduser().absolute(), settings, parsed.json)
+        case "bases":
+            return await _bases(settings, parsed.json)
+        case "doctor":
+            return await _doctor(settings, parsed.json)
+    return await _train(parsed.file.expanduser().absolute(), parsed.name, settings, flags)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -111,7 +132,22 @@ def _parser() -> argparse.ArgumentParser:
         ["base", "ollama_host", *TrainingOptions.model_fields, *DatasetOptions.model_fields],
     )
     export_command.add_parser(commands)
+    _add_looks(commands)
     return parser
+
+
+def _add_looks(commands: Any) -> None:
+    """The commands that look at this machine."""
+    bases = commands.add_parser(
+        "bases", help="List the models in Ollama, and say which can be trained."
+    )
+    bases.add_argument("--json", action="store_true", help="As JSON.")
+    add_flags(bases, ["ollama_host", "name_prefix", *TrainingOptions.model_fields])
+    doctor = commands.add_parser(
+        "doctor", help="Look whether this machine can train, and say what helps where it cannot."
+    )
+    doctor.add_argument("--json", action="store_true", help="As JSON.")
+    add_flags(doctor)
 
 
 def _serve(settings: Settings) -> int:
@@ -172,12 +208,27 @@ async def _inspect(path: Path, settings: Settings, as_json: bool) -> int:
         cache=DataDirectory(settings.data_dir).cache,
     )
     report = await inspect_dataset(question, math.inf)
+    _show(report, as_json, show_report)
+    return 0
+
+
+async def _bases(settings: Settings, as_json: bool) -> int:
+    _show(await survey_bases(settings), as_json, show_bases)
+    return 0
+
+
+async def _doctor(settings: Settings, as_json: bool) -> int:
+    report = await survey_machine(settings)
+    _show(report, as_json, show_doctor)
+    return 1 if report.failed else 0
+
+
+def _show(report: _Report, as_json: bool, show: Callable[[_Report, Console], None]) -> None:
     if as_json:
         # Past the console, which would draw its pictures for `:smile:`.
         sys.stdout.buffer.write(report.model_dump_json(indent=2).encode() + b"\n")
     else:
-        show_report(report, Console(soft_wrap=True, markup=False, highlight=False, emoji=False))
-    return 0
+        show(report, Console(soft_wrap=True, markup=False, highlight=False, emoji=False))
 
 
 @asynccontextmanager

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from ollama_trainer.client import RunStatus, TrainerClient
 from ollama_trainer.records import DatasetReport, Fidelity, Progress, RunState
+from ollama_trainer.reports import BasesReport, DoctorReport, LocalBase
 
 _LINES_SHOWN = 8
 
@@ -105,6 +106,57 @@ def show_report(report: DatasetReport, out: Console) -> None:
         out.print(Text.assemble(_harmless(sample.prompt), (trained, "bold green")))
         if sample.rejected is not None:
             out.print(Text.assemble("rather than ", (f"⟦{_harmless(sample.rejected)}⟧", "red")))
+
+
+def show_bases(report: BasesReport, out: Console) -> None:
+    """The models in Ollama, those first that can be trained."""
+    free = report.memory.usable_bytes
+    where = report.memory.gpu or "this machine"
+    out.print(f"Ollama at {report.ollama} has {_count(len(report.models), 'model')};")
+    out.print(f"{where} has {_gigabytes(free)} of memory free.")
+    models = sorted(report.models, key=lambda model: not model.trainable)
+    width = max((len(model.name) for model in models), default=0)
+    for model in models:
+        out.print(Text.assemble(f"\n{model.name:<{width}}  ", *_judgement(model, free)))
+        facts = [_harmless(model.architecture), model.quantization, _gigabytes(model.n_bytes)]
+        if model.n_parameters is not None:
+            facts.insert(1, f"{model.n_parameters / 1e6:,.0f} M parameters")
+        out.print(f"{'':<{width}}  {', '.join(fact for fact in facts if fact)}")
+        for line in (model.reason, model.remedy, *model.notes):
+            if line:
+                out.print(f"{'':<{width}}  {_harmless(line)}")
+    if not models:
+        out.print("Pull one, for instance: ollama pull qwen3:0.6b")
+
+
+def _judgement(model: LocalBase, free: int) -> list[tuple[str, str]]:
+    if not model.trainable:
+        return [("cannot be trained", "yellow")]
+    parts = [("can be trained", "bold green")]
+    if model.needs_bytes is not None:
+        enough = model.needs_bytes <= free
+        needs = f", needs about {_gigabytes(model.needs_bytes)} of memory"
+        parts.append((needs if enough else f"{needs}, more than is free", "" if enough else "red"))
+    if model.tuned:
+        parts.append((", made by this program", ""))
+    return parts
+
+
+def show_doctor(report: DoctorReport, out: Console) -> None:
+    """A line for each thing that was looked at, and one for what helps."""
+    width = max(len(check.name) for check in report.checks)
+    for check in report.checks:
+        style = {"ok": "green", "warn": "yellow", "fail": "bold red"}[check.state]
+        name = f"{check.name:<{width}}"
+        out.print(
+            Text.assemble((f"{check.state:<4}", style), f"  {name}  {_harmless(check.found)}")
+        )
+        if check.remedy:
+            out.print(f"{'':<{width + 8}}{_harmless(check.remedy)}")
+
+
+def _gigabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.0f} MB"
 
 
 def _harmless(text: str) -> str:

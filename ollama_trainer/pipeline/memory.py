@@ -62,9 +62,10 @@ def _features(gguf: GgufFile, layers: tuple[int, ...]) -> int:
     """How many numbers go into all trained modules and come out, for each token."""
     modules = architecture_of(gguf).target_modules
     prefixes = tuple(f"blk.{layer}." for layer in layers)
-    trained = [
-        gguf.by_name[name]
+    # One tensor has the names of several kinds of models.
+    trained = {
+        name
         for module, name in tensor_names(gguf).items()
         if module.rsplit(".", 1)[-1] in modules and name.startswith(prefixes)
-    ]
-    return sum(tensor.row_length + tensor.n_rows for tensor in trained)
+    }
+    return sum(gguf.by_name[name].row_length + gguf.by_name[name].n_rows for name in trained)
