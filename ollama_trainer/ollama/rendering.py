@@ -27,7 +27,7 @@ from ollama_trainer.records import Message, OllamaModel
 if TYPE_CHECKING:
     from ollama_trainer.ollama.api import OllamaApi
 
-_NAME = "ollama-trainer-stand-in"
+STAND_IN = "ollama-trainer-stand-in"
 #: What a killed process left is deleted after so many seconds.
 _FORGOTTEN_S = 24 * 3600
 #: A prompt of one token is enough to see whether the server renders or answers.
@@ -98,7 +98,7 @@ def open_rendering(
     """
     with open_api(endpoint) as api:
         _delete_forgotten(api)
-        name = f"{_NAME}:{int(time.time())}-{uuid.uuid4().hex[:12]}"
+        name = f"{STAND_IN}:{int(time.time())}-{uuid.uuid4().hex[:12]}"
         try:
             _create(api, name, model, jinja, family)
             _check(api, name, model)
@@ -159,7 +159,7 @@ def _delete_forgotten(api: OllamaApi) -> None:
     for listed in api.listed():
         model, _, tag = listed.partition(":")
         made = tag.partition("-")[0]
-        if model == _NAME and made.isdecimal() and time.time() - int(made) > _FORGOTTEN_S:
+        if model == STAND_IN and made.isdecimal() and time.time() - int(made) > _FORGOTTEN_S:
             with suppress(PublishError):
                 api.delete(listed)
 

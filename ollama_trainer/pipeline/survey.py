@@ -14,6 +14,7 @@ from ollama_trainer.gguf.file import GgufFile
 from ollama_trainer.ollama import open_api
 from ollama_trainer.ollama.host import Endpoint, resolve
 from ollama_trainer.ollama.names import is_cloud
+from ollama_trainer.ollama.rendering import STAND_IN
 from ollama_trainer.pipeline.memory import needed_bytes, parameter_count
 from ollama_trainer.pipeline.plan import check_trainable
 from ollama_trainer.records import TrainingOptions
@@ -44,6 +45,7 @@ def local_bases(
     endpoint = resolve(ollama_host)
     with open_api(endpoint) as api:
         entries = sorted(api.tags(), key=lambda entry: str(entry.get("name")))
+        entries = [one for one in entries if not str(one.get("name")).startswith(STAND_IN)]
         options = options or TrainingOptions()
         return [_judged(api, endpoint, entry, prefix, options) for entry in entries]
 
