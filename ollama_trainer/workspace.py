@@ -115,6 +115,11 @@ class RunDirectory:
         return self.path / "base.json"
 
     @property
+    def kept(self) -> Path:
+        """Directory of second names for files of the base (pipeline/keep.py)."""
+        return self.path / "base"
+
+    @property
     def dataset(self) -> Path:
         """The snapshot of the caller's data set."""
         return self.path / "dataset.jsonl"

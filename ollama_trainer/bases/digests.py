@@ -16,8 +16,8 @@ def sha256_of(path: Path, cache: Path | None = None) -> str:
     """SHA-256 of a file, as lower-case hex.
 
     Args:
-        cache: directory that remembers it, as long as path, size, time of change and inode stay
-            what they are; None: it is counted.
+        cache: directory that remembers it, as long as inode, size and time of change stay what
+            they are; None: it is counted.
     """
     if cache is None:
         return _counted(path)
@@ -38,9 +38,10 @@ def sha256_of(path: Path, cache: Path | None = None) -> str:
 
 def identity_of(path: Path) -> str:
     """What changes when a file's content does, as far as that can be seen without reading it."""
-    path = path.resolve()
     found = path.stat()
-    return f"{path}\n{found.st_size}\n{found.st_mtime_ns}\n{found.st_ino}"
+    # Two names of one file are one; some network drives know no inodes.
+    which = f"{found.st_dev} {found.st_ino}" if found.st_ino else str(path.resolve())
+    return f"{which}\n{found.st_size}\n{found.st_mtime_ns}"
 
 
 def _counted(path: Path) -> str:

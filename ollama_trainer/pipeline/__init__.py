@@ -1,6 +1,7 @@
 """The stages of a run, in their order; each works on the files of the run directory.
 
 base.py      the base's name -> its file, the same one for the whole of a run
+keep.py      that file stays readable, also where Ollama removes it
 survey.py    every model in Ollama, as a base
 memory.py    what a training takes, estimated
 dataset.py   snapshot + the base's template -> tokenised examples

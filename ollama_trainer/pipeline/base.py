@@ -3,7 +3,7 @@
     base.json in the run directory: name, path, digest, and what the model in Ollama has beside it
 
 A tag can be pulled again, a branch on the hub moves on, and with no base named the only model in
-Ollama may get company: none of that changes a run that has begun.
+Ollama may get company: none of that changes a run that has begun (see also keep.py).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ollama_trainer.bases import HF_PREFIX, resolve_base
 from ollama_trainer.bases.digests import sha256_of
 from ollama_trainer.bases.permissions import not_allowed
 from ollama_trainer.errors import BaseModelError
+from ollama_trainer.pipeline.keep import linked
 from ollama_trainer.pipeline.plan import check_trainable
 from ollama_trainer.pipeline.survey import only_trainable
 from ollama_trainer.records import BaseGguf, RunSpec
@@ -32,7 +33,6 @@ _FRESH = "Start a new run: it takes what the name means today."
 def base_of_run(
     directory: RunDirectory,
     spec: RunSpec,
-    *,
     confirm: Callable[[], None] = lambda: None,
     note: Note = lambda _message, _data: None,
     alive: Callable[[], None] = lambda: None,
@@ -55,12 +55,12 @@ def base_of_run(
         base = _find(spec, note, alive)
         confirm()
         write_text(directory.base, _BASE.dump_json(base, indent=1).decode() + "\n")
-        return base
+        return linked(base, directory.kept)
     except ValidationError as error:
         raise BaseModelError(
             f"The run's record of its base, {directory.base}, is damaged", _FRESH
         ) from error
-    return still_there(pinned, spec)
+    return still_there(linked(pinned, directory.kept), spec)
 
 
 def _find(spec: RunSpec, note: Note, alive: Callable[[], None]) -> BaseGguf:

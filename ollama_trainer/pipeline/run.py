@@ -16,15 +16,16 @@ from pydantic import TypeAdapter
 from ollama_trainer import backends, publishers
 from ollama_trainer.backends import Recipe, ReplayPlan, TrainJob
 from ollama_trainer.bases import caches
-from ollama_trainer.errors import DatasetError, ExportError, LeaseLost, OutOfMemory
+from ollama_trainer.errors import ExportError, LeaseLost, OutOfMemory
 from ollama_trainer.gguf.file import GgufFile, read_gguf
 from ollama_trainer.gguf.merge import MergeReport
-from ollama_trainer.manifests import key_of, read_manifest
+from ollama_trainer.manifests import key_of
 from ollama_trainer.modelfile import Modelfile
 from ollama_trainer.pipeline.base import base_of_run, still_there
 from ollama_trainer.pipeline.dataset import PreparedData, prepare, within_context
 from ollama_trainer.pipeline.export import check_quantization, export, modelfile_of, rungs
 from ollama_trainer.pipeline.finished import FinishedModel, left_out, publisher_options
+from ollama_trainer.pipeline.keep import held
 from ollama_trainer.pipeline.plan import (
     check_trainable,
     recipe_for,
@@ -32,7 +33,7 @@ from ollama_trainer.pipeline.plan import (
     with_smaller_batches,
 )
 from ollama_trainer.pipeline.scales import scales_of
-from ollama_trainer.pipeline.stages import Stages, run_key
+from ollama_trainer.pipeline.stages import Stages, check_snapshot, publishing_step, run_key
 from ollama_trainer.pipeline.verify import base_losses, can_be_mended, check_learned, judge
 from ollama_trainer.publishers import NOT_CHECKED, Publisher, PublisherOptions
 from ollama_trainer.records import (
@@ -182,22 +183,13 @@ def withdraw(run: Run) -> RunResult:
     Raises:
         PublishError: something may be left.
     """
-    step = _publishing_step(run.directory)
+    step = publishing_step(run.directory)
     if step is not None:
         publisher = publishers.get(run.spec.publisher, _publisher_options(run))
         publisher.withdraw(run.spec.model_name, named=step == "name")
         run.directory.manifest("publish").unlink(missing_ok=True)
         run.directory.publishing.unlink()
     return RunResult(status="completed")
-
-
-def _publishing_step(directory: RunDirectory) -> str | None:
-    """How far publishing got at most: "trial" or "name"; None when nothing was left anywhere."""
-    try:
-        step: str = json.loads(directory.publishing.read_bytes())["step"]
-    except FileNotFoundError:
-        return None
-    return step
 
 
 #: What a lease may ask for.
@@ -231,6 +223,14 @@ def _finished_model(run: Run, key: str | None) -> FinishedModel | None:
 
 def _make(run: Run) -> FinishedModel:
     base, gguf = _base(run)
+    with held(base, run.directory.kept) as existing:
+        return _make_of(run, base, gguf, existing)
+
+
+def _make_of(
+    run: Run, base: BaseGguf, gguf: GgufFile, existing: Callable[[], BaseGguf]
+) -> FinishedModel:
+    """What `existing` returns is the base by names that its files still have."""
     data = _dataset(run, base, gguf)
     # Made before training, so that wrong settings cost no training.
     publishers.get(run.spec.publisher, _publisher_options(run))
@@ -240,6 +240,9 @@ def _make(run: Run) -> FinishedModel:
     run.metrics["recipe"] = dataclasses.asdict(recipe)
     key = key_of(run.key, base.digest)
     adapter = _trained(run, key) or _train(run, key, base, data, recipe)
+    # Hours may have passed.
+    base = still_there(existing(), run.spec)
+    gguf = read_gguf(base.gguf)
     fidelity = _export(run, key, base, gguf, data, adapter, recipe.layers)
     model = FinishedModel.of(base, data, modelfile, fidelity)
     write_text(run.directory.modelfile, modelfile.text)
@@ -260,13 +263,7 @@ def _base(run: Run) -> tuple[BaseGguf, GgufFile]:
     with run.stage(Stage.BASE) as report:
         # One worker at a time uses the cache: nothing is in use now.
         caches.prune(run.spec.cache_dir, int(run.spec.cache_gigabytes * 1e9))
-        base = base_of_run(
-            run.directory,
-            run.spec,
-            confirm=run.check_lease,
-            note=run.note,
-            alive=lambda: report(0.0),
-        )
+        base = base_of_run(run.directory, run.spec, run.check_lease, run.note, lambda: report(0.0))
         gguf = read_gguf(base.gguf)
         check_trainable(gguf)
         check_quantization(run.spec.quantization)
@@ -277,7 +274,7 @@ def _base(run: Run) -> tuple[BaseGguf, GgufFile]:
 
 def _dataset(run: Run, base: BaseGguf, gguf: GgufFile) -> PreparedData:
     with run.stage(Stage.DATASET):
-        _check_snapshot(run.directory)
+        check_snapshot(run.directory)
         training = within_context(run.spec.training, gguf)
         with run.directory.scratch() as scratch:
             data = prepare(
@@ -308,15 +305,6 @@ def _dataset(run: Run, base: BaseGguf, gguf: GgufFile) -> PreparedData:
             said,
         )
     return data
-
-
-def _check_snapshot(directory: RunDirectory) -> None:
-    manifest = directory.manifest("snapshot")
-    if manifest.exists() and read_manifest(manifest, None, directory.path) is None:
-        raise DatasetError(
-            f"The run's copy of its data set, {directory.dataset}, is not what was copied",
-            "Look for what changed it (a failing disk?), then train again with a fresh runId.",
-        )
 
 
 def _trained(run: Run, key: str) -> Adapter | None:
@@ -400,7 +388,6 @@ def _export(
 ) -> Fidelity:
     """Exports, reads and judges; climbs to larger types until the file is good enough."""
     spec = run.spec
-    still_there(base, spec)
     with run.stage(Stage.EXPORT) as report:
         scales = scales_of(gguf, spec.quantization, spec.cache_dir, base.digest, report)
     with run.stage(Stage.VERIFY):
@@ -475,7 +462,7 @@ def _publisher_options(run: Run, model: FinishedModel | None = None) -> Publishe
     def confirm(step: str) -> None:
         run.check_lease()
         # A name once given stays to be taken back, whatever a later attempt begins with.
-        if _publishing_step(run.directory) != "name":
+        if publishing_step(run.directory) != "name":
             write_text(run.directory.publishing, json.dumps({"step": step}) + "\n")
 
     return publisher_options(model, run.spec.ollama_host, run.lease.token, confirm)

@@ -12,6 +12,7 @@ base and reading the data set, are simply made again.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -98,6 +99,27 @@ def run_key(directory: RunDirectory, spec: RunSpec, halvings: int) -> str:
             "Train again with a fresh runId.",
         ) from error
     return key_of(_LAYOUT, __version__, said, dataset, halvings)
+
+
+def check_snapshot(directory: RunDirectory) -> None:
+    """Raises:
+    DatasetError: the copy of the data set is not what was copied.
+    """
+    manifest = directory.manifest("snapshot")
+    if manifest.exists() and read_manifest(manifest, None, directory.path) is None:
+        raise DatasetError(
+            f"The run's copy of its data set, {directory.dataset}, is not what was copied",
+            "Look for what changed it (a failing disk?), then train again with a fresh runId.",
+        )
+
+
+def publishing_step(directory: RunDirectory) -> str | None:
+    """How far publishing got at most: "trial" or "name"; None when nothing was left anywhere."""
+    try:
+        step: str = json.loads(directory.publishing.read_bytes())["step"]
+    except FileNotFoundError:
+        return None
+    return step
 
 
 def _versions() -> dict[str, str]:

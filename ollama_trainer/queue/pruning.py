@@ -1,6 +1,7 @@
 """Removes what finished runs need no longer. Records, logs and data sets always stay.
 
-- As soon as a run has ended: checkpoints and statistics, and a GGUF that was not found good.
+- As soon as a run has ended: checkpoints, statistics and names for the base's files, and a GGUF
+  that was not found good.
 - Of each job's finished runs, all but the last `keep_last`: adapter and GGUF as well. Never of the
   run whose model was published last; and never a GGUF that was left in its folder as the result.
 """
@@ -89,7 +90,7 @@ def remove_all(directory: RunDirectory) -> None:
 
 
 def _tidy(directory: RunDirectory, *, failed: bool) -> None:
-    for path in (directory.checkpoints, directory.statistics):
+    for path in (directory.checkpoints, directory.statistics, directory.kept):
         _remove(path)
     for path in directory.path.glob(f"*{PARTIAL_SUFFIX}"):
         _remove(path)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from ollama_trainer.client import TrainerClient, running_server
 from ollama_trainer.errors import BaseModelError, LeaseLost, OllamaUnreachable
 from ollama_trainer.pipeline import base as base_stage
 from ollama_trainer.pipeline.base import base_of_run, still_there
+from ollama_trainer.pipeline.keep import held
 from ollama_trainer.pipeline.survey import local_bases, only_trainable
 from ollama_trainer.records import BaseGguf, RunSpec
 from ollama_trainer.settings import Settings
@@ -48,6 +51,19 @@ def with_key(source: Path, folder: Path, key: str, value: str | int) -> Path:
 def ollama() -> Iterator[FakeOllama]:
     with FakeOllama("0.40") as one:
         yield one
+
+
+@pytest.fixture(scope="module")
+def projector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("projector") / "mmproj.gguf"
+    tiny_gguf.write(path, {"general.architecture": "clip"}, {"v.weight": (32, 4)})
+    return path
+
+
+def blob(ollama: FakeOllama) -> Path:
+    """The GGUF of the only model."""
+    (model,) = ollama.store.models()
+    return ollama.store.blob_path(model.blob)
 
 
 class Runs:
@@ -84,7 +100,7 @@ def test_with_one_model_in_ollama_it_is_that_one(
     assert base.name == "qwen:0.6b"
     ((message, data),) = runs.notes
     assert message == "the base is qwen:0.6b, the only model in Ollama that can be trained"
-    assert data == {"base": "qwen:0.6b", "digest": base.digest, "gguf": str(base.gguf)}
+    assert data == {"base": "qwen:0.6b", "digest": base.digest, "gguf": str(blob(ollama))}
 
 
 def test_two_names_of_one_model_are_one(ollama: FakeOllama, model: Path) -> None:
@@ -197,14 +213,73 @@ def test_company_for_the_only_model_changes_nothing(
 def test_a_base_that_is_gone_is_told_so(ollama: FakeOllama, model: Path, tmp_path: Path) -> None:
     create(ollama.url, "a:1", model)
     runs = Runs(tmp_path, ollama, base="a:1")
-    path = runs.base().gguf
+    runs.base()
+    path = blob(ollama)
     path.unlink()
+    shutil.rmtree(runs.directory.kept)
     with pytest.raises(BaseModelError) as caught:
         runs.base()
     assert (
         f"{path} is gone, since a:1 was removed from Ollama or pulled again" in caught.value.cause
     )
     assert "new run" in caught.value.remedy
+
+
+def test_what_ollama_removes_stays_for_the_run(
+    ollama: FakeOllama, model: Path, projector: Path, tmp_path: Path
+) -> None:
+    """It removes a file at once when its tag is pulled again; a training takes hours."""
+    create(ollama.url, "a:1", model, projector)
+    runs = Runs(tmp_path, ollama, base="a:1")
+    first = runs.base()
+    files = sorted(blob(ollama).parent.iterdir())
+    size = sum(file.stat().st_blocks for file in files)
+    assert [file.samefile(runs.directory.kept / file.name) for file in files] == [True, True]
+    for file in files:
+        file.unlink()
+    again = runs.base()
+    assert again == first
+    assert again.ollama is not None
+    kept = sorted([again.gguf, *again.ollama.projectors])
+    assert [path.name for path in kept] == [path.name for path in files]
+    assert hashlib.sha256(again.gguf.read_bytes()).hexdigest() == again.digest
+    assert sum(path.stat().st_blocks for path in kept) == size
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be removed there")
+def test_what_may_have_no_second_name_is_held_open(
+    ollama: FakeOllama, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Linux nobody may link to a file of another user."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("os.link", refuse)
+    create(ollama.url, "a:1", model)
+    runs = Runs(tmp_path, ollama, base="a:1")
+    base = runs.base()
+    assert base.gguf == blob(ollama)
+    with held(base, runs.directory.kept) as existing:
+        assert existing() == base
+        assert not list(runs.directory.kept.iterdir())
+        content = base.gguf.read_bytes()
+        base.gguf.unlink()
+        copied = existing()
+        assert existing() == copied
+    assert copied.gguf == runs.directory.kept / base.gguf.name
+    assert copied.gguf.read_bytes() == content
+    assert runs.base() == copied
+
+
+def test_a_file_of_the_users_own_is_left_to_him(
+    ollama: FakeOllama, model: Path, tmp_path: Path
+) -> None:
+    mine = Path(shutil.copyfile(model, tmp_path / "mine.gguf"))
+    runs = Runs(tmp_path, ollama, base=f"gguf:{mine}")
+    assert runs.base().gguf == mine
+    assert mine.stat().st_nlink == 1
+    assert not runs.directory.kept.exists()
 
 
 def test_a_file_that_was_written_over_is_told_so(

@@ -57,6 +57,16 @@ def test_a_changed_file_is_counted_again(tmp_path: Path, counted: list[Path]) ->
     assert len(counted) == 3
 
 
+def test_another_name_of_a_file_is_known(tmp_path: Path, counted: list[Path]) -> None:
+    """A run gives one to its base."""
+    path, cache = tmp_path / "file", tmp_path / "cache"
+    path.write_bytes(b"content")
+    sha256_of(path, cache)
+    (tmp_path / "other").hardlink_to(path)
+    assert sha256_of(tmp_path / "other", cache) == digest(b"content")
+    assert counted == [path]
+
+
 def test_a_damaged_memory_is_none(tmp_path: Path) -> None:
     path, cache = tmp_path / "file", tmp_path / "cache"
     path.write_bytes(b"content")

@@ -41,7 +41,7 @@ class Fixture:
         for name in (*KEPT - {"stages"}, "model.gguf", "model.gguf.partial"):
             directory.path.mkdir(parents=True, exist_ok=True)
             (directory.path / name).write_text(name)
-        for name in ("adapter", "statistics", "checkpoints/step-3", "checkpoints.partial"):
+        for name in ("adapter", "base", "statistics", "checkpoints/step-3", "checkpoints.partial"):
             (directory.path / name).mkdir(parents=True)
             (directory.path / name / "file").write_text(name)
         directory.manifest("train").parent.mkdir()
