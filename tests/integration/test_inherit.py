@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,18 +92,24 @@ def result(fake: FakeOllama, tmp_path_factory: pytest.TempPathFactory) -> RunRes
     talk = [{"role": "user", "content": "Buy clay"}, calling]
     rows.append({"messages": talk, "tools": [TOOL]})
     directory.dataset.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = subprocess.run(
-        [sys.executable, "-m", "ollama_trainer.worker", str(directory.path)],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with directory.log.open("wb") as log:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "ollama_trainer.worker", str(directory.path)],
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+    while worker.poll() is None and not _is_training(directory):
+        time.sleep(0.05)
+    # What Ollama does when the tag is pulled again meanwhile.
+    (base,) = [model for model in fake.store.models() if model.short_name == "pots:1b"]
+    fake.store.blob_path(base.blob).unlink()
+    worker.wait()
     found = directory.read_result()
-    assert found is not None, done.stdout + done.stderr
-    assert found.status == "completed", done.stdout + done.stderr
+    assert found is not None, directory.log.read_text()
+    assert found.status == "completed", directory.log.read_text()
     report = json.loads(directory.dataset_report.read_text())
     assert report["rows_used"] == 5
     learned = {sample["trained"] for sample in report["samples"]}
@@ -113,6 +120,10 @@ def result(fake: FakeOllama, tmp_path_factory: pytest.TempPathFactory) -> RunRes
         assert "<|im_start|>user\nHi<|im_end|>\n" in sample["prompt"]
     assert "TEMPLATE " in directory.modelfile.read_text()
     return found
+
+
+def _is_training(directory: RunDirectory) -> bool:
+    return directory.events.exists() and '"step":' in directory.events.read_text()
 
 
 def test_the_tuned_model_has_all_that_its_base_has(fake: FakeOllama, result: RunResult) -> None:
