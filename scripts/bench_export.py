@@ -14,7 +14,6 @@ import io
 import json
 import os
 import shutil
-import statistics as averages
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -32,7 +31,6 @@ from ollama_trainer.gguf.statistics import InputStatistics, write_index, write_m
 
 Figures = dict[str, Any]
 WORK = Path(__file__).resolve().parents[1] / ".bench"
-_REPEATS = 3
 _MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 #: Modules that share an input -> the one whose name it has.
 _INPUTS = {
@@ -64,7 +62,9 @@ SIZES = {
 COMPARED = "300M"
 #: Between these, time is to grow as the parameters do.
 _FROM, _TO = "300M", "1B"
-ROUNDINGS = ("stochastic", "compensated")
+#: Ways of rounding -> runs of each.
+ROUNDINGS = {"stochastic": 5, "compensated": 2}
+_TIMES = ("seconds", "with_start_s")
 
 
 def bench_export(console: Console, only: Sequence[str] = ()) -> Figures:
@@ -89,20 +89,23 @@ def bench_export(console: Console, only: Sequence[str] = ()) -> Figures:
 
 
 def _measure(model: Path) -> Figures:
-    base = model / "base.gguf"
-    copies = [processes.copy_seconds(base, model / "copy.gguf") for _ in range(_REPEATS)]
+    """The quickest of some runs, since others may want the machine; copies take turns with them."""
+    base, n_parameters = model / "base.gguf", int((model / "parameters").read_text())
+    copies = []
     figures: Figures = {
-        "parameters": int((model / "parameters").read_text()),
+        "parameters": n_parameters,
         "base_megabytes": base.stat().st_size / 1e6,
-        "copy_s": averages.median(copies),
     }
-    for rounding in ROUNDINGS:
-        runs = [_export(model, rounding) for _ in range(_REPEATS)]
-        figures[rounding] = {key: averages.median(run[key] for run in runs) for key in runs[0]}
-        figures[rounding]["ns_a_parameter"] = (
-            1e9 * figures[rounding]["seconds"] / figures["parameters"]
-        )
-    return figures
+    for rounding, repeats in ROUNDINGS.items():
+        runs = []
+        for _ in range(repeats):
+            copies.append(processes.copy_seconds(base, model / "copy.gguf"))
+            runs.append(_export(model, rounding))
+        figures[rounding] = {
+            key: (min if key in _TIMES else max)(run[key] for run in runs) for key in runs[0]
+        }
+        figures[rounding]["ns_a_parameter"] = 1e9 * figures[rounding]["seconds"] / n_parameters
+    return {**figures, "copy_s": min(copies)}
 
 
 def _export(model: Path, rounding: str) -> Figures:
