@@ -300,12 +300,12 @@ def test_a_base_of_another_architecture_fails_by_name_before_training(
     run_worker: RunWorker, tmp_path: Path
 ) -> None:
     """A merge into rows of an unknown order would ruin the model without a word."""
-    other = write_gguf(tiny_model(), tmp_path / "other.gguf", architecture="qwen2")
+    other = write_gguf(tiny_model(), tmp_path / "other.gguf", architecture="rwkv7")
     run = run_worker(other, LEARNS)
     assert run.exit_code == 1
     assert run.result.error is not None
     assert run.result.error.code == "base_model"
-    assert "qwen2" in run.result.error.cause
+    assert "rwkv7" in run.result.error.cause
     assert "llama" in run.result.error.remedy
     assert set(run.result.seconds) == {"base"}
     assert not run.directory.adapter.exists()
