@@ -30,11 +30,11 @@ from ollama_trainer.gguf.rounding import (
 
 _Bytes = NDArray[np.uint8]
 _Floats = NDArray[np.float32]
-#: Weights that are worked on at once: their floats just fit into a core's cache, and every step on
-#: them outweighs its start.
-_CHUNK_WEIGHTS = 1 << 18
+#: Weights that are worked on at once. A quarter of them would stay in a core's own cache, but the
+#: starts of sixty steps a chunk, and Python's lock at each, cost more than the way to the next one.
+_CHUNK_WEIGHTS = 1 << 19
 #: Chunks that are one piece of work: handing a piece from thread to thread takes its time, too.
-_PIECE_CHUNKS = 4
+_PIECE_CHUNKS = 2
 #: Weights that are compensated at once, and rows: the more rows, the less each column costs, and
 #: the matrices are read as often as there are chunks.
 _COMPENSATED_WEIGHTS, _COMPENSATED_ROWS = 1 << 22, 4096
