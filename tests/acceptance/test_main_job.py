@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from ollama_trainer.bases import resolve_base
 from ollama_trainer.fidelity import answers
@@ -67,6 +68,7 @@ def _loaded_by_servers() -> set[str]:
     return names
 
 
+@pytest.mark.slow
 def test_the_command_publishes_and_says_what_to_type(tmp_path: Path, few_rows: Path) -> None:
     """A person's way, without a server running."""
     with FakeOllama("0.40") as ollama:

@@ -204,6 +204,7 @@ def loaded(zoo: Zoo) -> dict[str, dict[str, Any]]:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_unsloth_trains_what_llama_cpp_serves(loaded: dict[str, dict[str, Any]], name: str) -> None:
     """Unsloth puts classes and kernels of its own in the place of transformers'."""

@@ -130,6 +130,7 @@ def test_each_step_is_reported(results: dict[str, Any]) -> None:
     assert reports[-1]["loss"] == results["short"]["final_loss"]
 
 
+@pytest.mark.slow
 def test_the_seed_decides_the_adapter(train: Train, results: dict[str, Any]) -> None:
     """A run that cannot be repeated, in another process on another day, cannot be explained."""
     again = train("short")["short"]["saved"]

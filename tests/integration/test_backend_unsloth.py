@@ -163,6 +163,7 @@ def test_a_run_tells_how_true_its_model_is(learnt: Ended) -> None:
     assert learnt.result.metrics["tensors_compensated"] == learnt.result.metrics["tensors_touched"]
 
 
+@pytest.mark.slow
 def test_replay_holds_a_model_to_its_base(
     run_worker: RunWorker, base: Callable[[str], Path], learnt: Ended
 ) -> None:

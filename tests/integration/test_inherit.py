@@ -126,6 +126,7 @@ def _is_training(directory: RunDirectory) -> bool:
     return directory.events.exists() and '"step":' in directory.events.read_text()
 
 
+@pytest.mark.slow
 def test_the_tuned_model_has_all_that_its_base_has(fake: FakeOllama, result: RunResult) -> None:
     assert result.output_model_ref == "tuned-j1:r1"
     before, after = (ask(fake, "/api/show", {"model": name}) for name in ("pots:1b", "tuned-j1:r1"))
@@ -138,6 +139,7 @@ def test_the_tuned_model_has_all_that_its_base_has(fake: FakeOllama, result: Run
     assert sorted(line.split()[0] for line in added) == ["num_predict", "stop"]
 
 
+@pytest.mark.slow
 def test_ollama_makes_the_same_prompts_of_both(fake: FakeOllama, result: RunResult) -> None:
     body = {
         "messages": [{"role": "user", "content": "And?"}], "tools": [TOOL], "stream": False,
@@ -150,6 +152,7 @@ def test_ollama_makes_the_same_prompts_of_both(fake: FakeOllama, result: RunResu
     assert base == tuned
 
 
+@pytest.mark.slow
 def test_nothing_else_is_left_in_ollama(fake: FakeOllama, result: RunResult) -> None:
     names = {model.short_name for model in fake.store.models()}
     assert names == {"pots:1b", result.output_model_ref}

@@ -133,7 +133,11 @@ class Recovered:
 
 
 def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Of a file; of a model without the id of its run, which it names."""
+    data = path.read_bytes()
+    if path.suffix == ".gguf":
+        data = data.replace(path.parent.name.encode(), b"")
+    return hashlib.sha256(data).hexdigest()
 
 
 def go_through(
