@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from ollama_trainer.gguf.file import read_gguf
 from ollama_trainer.queue.lock import read_holder
 from ollama_trainer.settings import Settings
 from ollama_trainer.testing.fake_ollama import FakeOllama
@@ -136,7 +137,10 @@ def sha256(path: Path) -> str:
     """Of a file; of a model without the id of its run, which it names."""
     data = path.read_bytes()
     if path.suffix == ".gguf":
-        data = data.replace(path.parent.name.encode(), b"")
+        gguf = read_gguf(path)
+        named = "general.ollama_trainer.run"
+        entries = [entry.raw for key, entry in gguf.metadata.items() if key != named]
+        data = b"".join([*entries, repr(gguf.tensors).encode(), data[gguf.data_start :]])
     return hashlib.sha256(data).hexdigest()
 
 
