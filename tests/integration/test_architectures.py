@@ -173,6 +173,7 @@ def test_an_adapter_on_experts_is_merged_into_each_of_them(zoo: Zoo, name: str) 
     assert np.abs(exact - served(zoo.merged(name, experts=True))).max() < bound(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_the_merged_file_is_what_the_converter_makes_of_the_merged_model(
     zoo: Zoo, name: str

@@ -227,6 +227,7 @@ def test_a_training_that_changes_nothing_is_a_failed_run(
     assert ("replay" in run.result.seconds) == (rounding == "compensated")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 def test_an_adapter_of_numbers_that_are_none_is_a_failed_run(
     run_worker: RunWorker, base: Callable[[str], Path], rounding: str
@@ -271,6 +272,7 @@ def test_the_adapter_is_the_recipes(learnt: Ended) -> None:
     assert len(learnt.losses) == learnt.result.metrics["steps"] <= 60
 
 
+@pytest.mark.slow
 def test_a_k_quant_base_learns_too(run_worker: RunWorker, base: Callable[[str], Path]) -> None:
     """The types that most people's Ollama models are in."""
     check_learnt(run_worker(base("Q4_K"), LEARNS))

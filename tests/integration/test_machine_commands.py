@@ -180,6 +180,7 @@ def test_without_ollama_the_command_says_what_to_do() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_doctor_looks_at_everything_and_fails_where_something_is_missing(
     ollama: FakeOllama, tmp_path: Path
 ) -> None:

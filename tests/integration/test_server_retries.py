@@ -66,6 +66,7 @@ async def test_nothing_is_waited_for_when_nobody_wants_it(
     assert len(api.starts()) == 1
 
 
+@pytest.mark.slow
 async def test_runs_that_wait_leave_the_others_their_turn(
     api: Api, rows: WriteRows, tmp_path: Path
 ) -> None:
