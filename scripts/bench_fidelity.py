@@ -3,8 +3,9 @@
 For SmolLM2 in every type and Gemma 3 in Q4_K_M, ways of putting the result into a file are read by
 llama.cpp: questions that were never trained on, and the probe text. SmolLM2 in three types is
 trained with and without replay; into the other types goes the adapter that was trained on Q4_1, and
-each file is compared with an exact one of the same type of base. Gemma is trained, too. SmolLM2's rows of 576 weights fit no block of 256: llama.cpp takes types of
-blocks of 32 in the place of K-quants for most of its tensors.
+each file is compared with an exact one of the same type of base. Gemma is trained, too. SmolLM2's
+rows of 576 weights fit no block of 256: llama.cpp takes types of blocks of 32 in the place of
+K-quants for most of its tensors.
 """
 
 from __future__ import annotations
