@@ -61,6 +61,7 @@ def _export(question: ExportQuestion) -> Exported:
             statistics=question.statistics,
             scales=scales_of(base, question.quantization, Path(scratch), digest),
             base_digest=digest,
+            add_template=False,
             seed=question.seed,
             progress=_Progress(),
         )

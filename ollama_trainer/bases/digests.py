@@ -7,6 +7,7 @@ import hashlib
 import re
 from pathlib import Path
 
+from ollama_trainer.manifests import file_sha256
 from ollama_trainer.workspace import write_text
 
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -20,14 +21,14 @@ def sha256_of(path: Path, cache: Path | None = None) -> str:
             they are; None: it is counted.
     """
     if cache is None:
-        return _counted(path)
+        return file_sha256(path)
     known = cache / "digests" / hashlib.sha256(identity_of(path).encode()).hexdigest()[:32]
     with contextlib.suppress(OSError, UnicodeDecodeError):
         digest = known.read_text(encoding="ascii").strip()
         if _HEX.fullmatch(digest):
             return digest
     before = identity_of(path)
-    digest = _counted(path)
+    digest = file_sha256(path)
     if identity_of(path) == before:
         # What cannot be remembered is counted again: nothing is lost.
         with contextlib.suppress(OSError):
@@ -42,8 +43,3 @@ def identity_of(path: Path) -> str:
     # Two names of one file are one; some network drives know no inodes.
     which = f"{found.st_dev} {found.st_ino}" if found.st_ino else str(path.resolve())
     return f"{which}\n{found.st_size}\n{found.st_mtime_ns}"
-
-
-def _counted(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Mapping
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from ollama_trainer.executors.parentwatch import LifeLine
@@ -22,6 +24,36 @@ class Reply(NamedTuple):
 
 #: Bytes of what a broken process printed that are of use to somebody.
 _MOST_COMPLAINTS = 4000
+
+
+@asynccontextmanager
+async def child(
+    *command: str, environment: Mapping[str, str] | None = None
+) -> AsyncIterator[Process]:
+    """A process with three pipes, that ends when it is left, or with this process.
+
+    Args:
+        environment: set on top of this process's variables.
+    """
+    with LifeLine() as life_line:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            **life_line.arguments(os.environ | dict(environment or {})),
+        )
+        try:
+            yield process
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+
+def end_of(complaints: bytes) -> str:
+    """The end of what a process printed besides, as text."""
+    return complaints[-_MOST_COMPLAINTS:].decode("utf-8", "replace").strip()
 
 
 async def ask(
@@ -41,22 +73,7 @@ async def ask(
     Raises:
         TimeoutError: it took longer, and was ended.
     """
-    with LifeLine() as life_line:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            module,
-            *arguments,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            **life_line.arguments(os.environ | dict(environment or {})),
-        )
-        try:
-            said, complaints = await asyncio.wait_for(process.communicate(question), most_s)
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-    words = complaints[-_MOST_COMPLAINTS:].decode("utf-8", "replace").strip()
-    return Reply(process.returncode or 0, said, words)
+    command = (sys.executable, "-m", module, *arguments)
+    async with child(*command, environment=environment) as process:
+        said, complaints = await asyncio.wait_for(process.communicate(question), most_s)
+    return Reply(process.returncode or 0, said, end_of(complaints))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 from asyncio.subprocess import Process
 from collections.abc import Callable
@@ -23,14 +22,12 @@ from ollama_trainer.errors import (
     NotANumber,
     ServerError,
 )
-from ollama_trainer.executors.parentwatch import LifeLine
+from ollama_trainer.executors.asking import child, end_of
 from ollama_trainer.records import ErrorInfo
 from ollama_trainer.workspace import PARTIAL_SUFFIX
 
 _log = logging.getLogger(__name__)
 _COMMAND = (sys.executable, "-m", "ollama_trainer.exporter")
-#: Bytes of what a broken exporter printed that are logged.
-_MOST_COMPLAINTS = 4000
 _KINDS = {
     kind.code: kind
     for kind in (
@@ -109,31 +106,22 @@ async def export_adapter(
         ExportError: the adapter cannot be merged into it, or the result not be written.
         ServerError: the exporter broke.
     """
-    with LifeLine() as life_line:
-        process = await asyncio.create_subprocess_exec(
-            *_COMMAND,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            **life_line.arguments(os.environ),
-        )
-        try:
+    try:
+        async with child(*_COMMAND) as process:
             last, complaints = await _talk(process, question, progress)
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-                # It is gone and can no longer do this itself.
-                partial = question.out.with_name(question.out.name + PARTIAL_SUFFIX)
-                partial.unlink(missing_ok=True)
+    except BaseException:
+        # The exporter is gone and can no longer do this itself.
+        partial = question.out.with_name(question.out.name + PARTIAL_SUFFIX)
+        partial.unlink(missing_ok=True)
+        raise
     if last.error is not None:
         kind = _KINDS.get(last.error.code, ServerError)
         raise kind(last.error.cause, last.error.remedy)
     if last.exported is None:
-        words = complaints[-_MOST_COMPLAINTS:].decode("utf-8", "replace").strip()
-        _log.error("the exporter broke with exit code %s: %s", process.returncode, words)
+        code = process.returncode
+        _log.error("the exporter broke with exit code %s: %s", code, end_of(complaints))
         raise ServerError(
-            f"the export broke off with exit code {process.returncode}",
+            f"the export broke off with exit code {code}",
             "See what is printed above; please report it.",
         )
     return last.exported

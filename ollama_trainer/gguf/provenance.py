@@ -63,6 +63,11 @@ def with_provenance(metadata: Mapping[str, Entry], provenance: Provenance) -> di
     return entries
 
 
+def made_here(gguf: GgufFile) -> bool:
+    """Whether this program made the file."""
+    return any(key.startswith(_OWN) for key in gguf.metadata)
+
+
 def _as_parent(base: Mapping[str, Entry]) -> dict[str, Entry]:
     """What a model says of itself, in the words in which its children say it of their parent."""
     said = {

@@ -6,14 +6,14 @@ to the weights besides renaming is listed per architecture in architectures.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ollama_trainer.errors import BaseModelError
-from ollama_trainer.gguf.architectures import known
-from ollama_trainer.gguf.file import GgufFile
+from ollama_trainer.gguf.architectures import architecture_of, known
+from ollama_trainer.gguf.file import GgufFile, TensorInfo
 
 Rows = NDArray[np.float32]
 #: Output rows in the order of transformers -> the same rows in the order of the GGUF.
@@ -36,6 +36,26 @@ def tensor_names(gguf: GgufFile, suffix: str = "weight") -> dict[str, str]:
     names = get_tensor_name_map(arch, block_count(gguf)).mapping
     tensors = ((module, f"{name}.{suffix}") for module, (_, name) in names.items())
     return {module: name for module, name in tensors if name in gguf.by_name}
+
+
+def trained_tensors(gguf: GgufFile, layers: Collection[int] | None = None) -> list[TensorInfo]:
+    """The tensors of the modules that a LoRA is put on, each once.
+
+    Args:
+        layers: indices of those that are trained; None: all.
+
+    Raises:
+        BaseModelError: the architecture is not supported, or the file holds more than is known.
+    """
+    modules = architecture_of(gguf).target_modules
+    prefixes = ("",) if layers is None else tuple(f"blk.{layer}." for layer in layers)
+    # One tensor has the names of several kinds of models.
+    names = dict.fromkeys(
+        name
+        for module, name in tensor_names(gguf).items()
+        if module.rsplit(".", 1)[-1] in modules and name.startswith(prefixes)
+    )
+    return [gguf.by_name[name] for name in names]
 
 
 def block_count(gguf: GgufFile) -> int:

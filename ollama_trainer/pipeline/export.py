@@ -8,12 +8,11 @@ from pathlib import Path
 from ollama_trainer.chat_template import ChatTemplate
 from ollama_trainer.errors import ExportError
 from ollama_trainer.gguf.adapter import read_adapter
-from ollama_trainer.gguf.architectures import architecture_of
 from ollama_trainer.gguf.file import Entry, GgufFile, string_entry
 from ollama_trainer.gguf.merge import QUANTIZATIONS, MergeReport, merge, type_after
 from ollama_trainer.gguf.provenance import Provenance, adapter_digest
 from ollama_trainer.gguf.statistics import InputStatistics
-from ollama_trainer.gguf.tensors import tensor_names, whole
+from ollama_trainer.gguf.tensors import trained_tensors, whole
 from ollama_trainer.modelfile import Modelfile, tuned_modelfile
 from ollama_trainer.ollama.shield import protect_chat_template
 from ollama_trainer.ollama_prompts import is_rendered_by_ollama
@@ -34,6 +33,7 @@ def export(
     scales: GgufFile | None = None,
     base_digest: str | None = None,
     run_id: str | None = None,
+    add_template: bool = True,
     seed: int,
     model: OllamaModel | None = None,
     progress: Callable[[float], None] = lambda _fraction: None,
@@ -44,8 +44,9 @@ def export(
         quantization, at_least: as of `merge`; with `scales`, what these are.
         statistics: directory with statistics of the layers' inputs, for compensated rounding.
         scales: as of `merge`.
-        base_digest, run_id: to be written into the result, beside what is known here. Only a run
-            gives a template to a base that brings none: it was trained with it.
+        base_digest, run_id: to be written into the result, beside what is known here.
+        add_template: whether a base that brings no template gets that of its family: one that the
+            adapter was trained with.
         model: what the base has in Ollama, if it is from there.
 
     Raises:
@@ -69,7 +70,7 @@ def export(
         at_least=at_least,
         statistics=InputStatistics(statistics) if statistics is not None else None,
         seed=seed,
-        metadata=template_entry(base, model, run_id is not None),
+        metadata=template_entry(base, model, add_template),
         provenance=provenance,
         scales=scales,
         must_change=True,
@@ -87,13 +88,7 @@ def rungs(base: GgufFile, quantization: str, layers: Collection[int]) -> tuple[s
     """
     if quantization != "same":
         return (None,)
-    modules = architecture_of(base).target_modules
-    prefixes = tuple(f"blk.{layer}." for layer in layers)
-    tensors = [
-        base.by_name[name]
-        for module, name in tensor_names(base).items()
-        if module.rsplit(".", 1)[-1] in modules and name.startswith(prefixes)
-    ]
+    tensors = trained_tensors(base, layers)
     ladder: list[str | None] = [None]
     before = [tensor.type for tensor in tensors]
     for rung in ("q6_k", "q8_0"):
@@ -117,18 +112,16 @@ def check_quantization(name: str) -> None:
         )
 
 
-def template_entry(
-    base: GgufFile, model: OllamaModel | None, may_add: bool = True
-) -> dict[str, Entry]:
+def template_entry(base: GgufFile, model: OllamaModel | None, add: bool) -> dict[str, Entry]:
     """The chat template that the finished file carries, as a metadata entry.
 
     Where Ollama makes the prompts by its own means, the file has what its base's has: a template
     more would be one that Ollama may prefer.
 
     Args:
-        may_add: whether a base that brings no template gets that of its family.
+        add: whether a base that brings no template gets that of its family.
     """
-    if not base.get(_TEMPLATE_KEY) and (is_rendered_by_ollama(model) or not may_add):
+    if not base.get(_TEMPLATE_KEY) and (is_rendered_by_ollama(model) or not add):
         return {}
     template = protect_chat_template(ChatTemplate(base, model).source)
     return {_TEMPLATE_KEY: string_entry(_TEMPLATE_KEY, template)}

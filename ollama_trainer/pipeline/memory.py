@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import math
 
-from ollama_trainer.gguf.architectures import architecture_of
 from ollama_trainer.gguf.file import GgufFile
-from ollama_trainer.gguf.tensors import tensor_names
+from ollama_trainer.gguf.tensors import trained_tensors
 from ollama_trainer.pipeline.plan import BATCH_SIZE, layers_for
 from ollama_trainer.records import TrainingOptions
 
@@ -60,12 +59,4 @@ def needed_bytes(gguf: GgufFile, options: TrainingOptions) -> int:
 
 def _features(gguf: GgufFile, layers: tuple[int, ...]) -> int:
     """How many numbers go into all trained modules and come out, for each token."""
-    modules = architecture_of(gguf).target_modules
-    prefixes = tuple(f"blk.{layer}." for layer in layers)
-    # One tensor has the names of several kinds of models.
-    trained = {
-        name
-        for module, name in tensor_names(gguf).items()
-        if module.rsplit(".", 1)[-1] in modules and name.startswith(prefixes)
-    }
-    return sum(gguf.by_name[name].row_length + gguf.by_name[name].n_rows for name in trained)
+    return sum(tensor.row_length + tensor.n_rows for tensor in trained_tensors(gguf, layers))

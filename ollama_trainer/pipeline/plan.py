@@ -13,7 +13,7 @@ from ollama_trainer.errors import BaseModelError
 from ollama_trainer.gguf.architectures import architecture_of
 from ollama_trainer.gguf.file import GgufFile
 from ollama_trainer.gguf.grids import MERGEABLE
-from ollama_trainer.gguf.tensors import block_count, tensor_names, whole
+from ollama_trainer.gguf.tensors import block_count, trained_tensors, whole
 from ollama_trainer.pipeline.held_out import HELD_OUT
 from ollama_trainer.records import ReplayText, TokenizedExample, TrainingOptions
 from ollama_trainer.replay import in_batches
@@ -147,11 +147,11 @@ def check_trainable(base: GgufFile) -> tuple[str, ...]:
     """
     modules = architecture_of(base).target_modules
     configuration(base)
-    for module, name in tensor_names(base).items():
-        kind = base.by_name[name].type.name
-        if module.rsplit(".", 1)[-1] in modules and kind not in MERGEABLE:
+    for tensor in trained_tensors(base):
+        if tensor.type.name not in MERGEABLE:
             raise BaseModelError(
-                f"{name} of {base.path.name} is of the type {kind}, which cannot be merged into",
+                f"{tensor.name} of {base.path.name} is of the type {tensor.type.name}, which cannot"
+                " be merged into",
                 f"Choose a base whose tensors are of {', '.join(sorted(MERGEABLE))}.",
             )
     return modules

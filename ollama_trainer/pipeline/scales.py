@@ -11,9 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ollama_trainer.bases import caches
-from ollama_trainer.gguf.architectures import architecture_of
 from ollama_trainer.gguf.file import GgufFile, read_gguf
-from ollama_trainer.gguf.tensors import tensor_names
+from ollama_trainer.gguf.tensors import trained_tensors
 from ollama_trainer.llama import quantize_file
 
 #: Raised when the files change, so that older ones in a cache are not used.
@@ -70,10 +69,4 @@ def scales_of(
 
 
 def _is_of_floats(base: GgufFile) -> bool:
-    modules = architecture_of(base).target_modules
-    kinds = {
-        base.by_name[name].type.name
-        for module, name in tensor_names(base).items()
-        if module.rsplit(".", 1)[-1] in modules
-    }
-    return kinds <= set(_FLOATS)
+    return all(tensor.type.name in _FLOATS for tensor in trained_tensors(base))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ollama_trainer.bases import ollama
 from ollama_trainer.errors import BaseModelError, OllamaUnreachable, TrainerError
-from ollama_trainer.gguf.file import GgufFile
+from ollama_trainer.gguf.provenance import made_here
 from ollama_trainer.ollama import open_api
 from ollama_trainer.ollama.host import Endpoint, resolve
 from ollama_trainer.ollama.names import is_cloud
@@ -23,8 +23,6 @@ from ollama_trainer.reports import LocalBase
 if TYPE_CHECKING:
     from ollama_trainer.ollama.api import OllamaApi
 
-#: Keys in the files that this program makes.
-_PROVENANCE = "general.ollama_trainer."
 _MOST_NAMES = 12
 _PICTURES = "it is trained on text; pictures and sound stay as they are"
 
@@ -100,11 +98,6 @@ def _looked_at(
         "notes": (_PICTURES,) if len(found.shown.files) > 1 else (),
         **({"tuned": True} if made_here(gguf) else {}),
     }
-
-
-def made_here(gguf: GgufFile) -> bool:
-    """Whether this program made the file."""
-    return any(key.startswith(_PROVENANCE) for key in gguf.metadata)
 
 
 def _is_remote(entry: Mapping[str, Any]) -> bool:

@@ -10,19 +10,20 @@ import pytest
 
 from ollama_trainer.bases import digests
 from ollama_trainer.bases.digests import sha256_of
+from ollama_trainer.manifests import file_sha256
 
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files whose digest was counted."""
     seen: list[Path] = []
-    count = digests._counted
+    count = file_sha256
 
     def noted(path: Path) -> str:
         seen.append(path)
         return count(path)
 
-    monkeypatch.setattr(digests, "_counted", noted)
+    monkeypatch.setattr(digests, "file_sha256", noted)
     return seen
 
 
