@@ -38,7 +38,7 @@ from ollama_trainer.pipeline.dataset import probe_text
 from ollama_trainer.prompts import open_tokenizer
 from ollama_trainer.records import RunResult, RunState, TokenizedExample
 from ollama_trainer.settings import load_settings
-from ollama_trainer.workspace import DataDirectory
+from ollama_trainer.workspace import DataDirectory, RunDirectory
 
 WORK = demo.ROOT / ".bench"
 #: Trained both ways, and served in every way.
@@ -60,6 +60,8 @@ _ANYTHING_GOES = {
     "max_unrelated_over_trained": 10.0,
     "max_unrelated_over_base": 10.0,
 }
+#: A server removes a run's statistics when it has ended; they are copied before.
+KEPT = "statistics-kept"
 Figures = dict[str, Any]
 
 
@@ -91,17 +93,17 @@ def _merged(**options: Any) -> Callable[[GgufFile, Path, Path], None]:
 
 def _nearest(base: GgufFile, run: Path, out: Path) -> None:
     rounding = RoundingOptions(dither=0.0, protection=0.0)
-    statistics = _Nearest(run / "statistics")
+    statistics = _Nearest(run / KEPT)
     merge(base, read_adapter(run / "adapter"), out, statistics=statistics, rounding=rounding)
 
 
 def _compensated(base: GgufFile, run: Path, out: Path) -> None:
-    merge(base, read_adapter(run / "adapter"), out, statistics=InputStatistics(run / "statistics"))
+    merge(base, read_adapter(run / "adapter"), out, statistics=InputStatistics(run / KEPT))
 
 
 def _at_least(kind: str) -> Callable[[GgufFile, Path, Path], None]:
     def write(base: GgufFile, run: Path, out: Path) -> None:
-        statistics = InputStatistics(run / "statistics")
+        statistics = InputStatistics(run / KEPT)
         merge(base, read_adapter(run / "adapter"), out, at_least=kind, statistics=statistics)
 
     return write
@@ -244,13 +246,22 @@ async def train(feedback: Path, settings: Mapping[str, object], console: Console
     fixed = {"publisher": "folder", "data_dir": str(data_dir), "port": 0}
     async with running_server(load_settings({**settings, **fixed})) as trainer:
         run_id = await trainer.submit("bench", str(feedback))
+        keeping = asyncio.create_task(_keep_statistics(DataDirectory(data_dir).run(run_id)))
         status = await follow(trainer, run_id, console)
+        keeping.cancel()
     if status.status is RunState.FAILED:
         raise TrainerError(f"the run failed: {status.error}")
     result = DataDirectory(data_dir).run(run_id).read_result()
     if result is None:
         raise TrainerError("the run left no result")
     return result
+
+
+async def _keep_statistics(run: RunDirectory) -> None:
+    """Copies them between the end of the training, which writes them, and the end of the run."""
+    while not run.manifest("train").exists():  # noqa: ASYNC110 - another process writes it
+        await asyncio.sleep(0.1)
+    await asyncio.to_thread(shutil.copytree, run.statistics, run.path / KEPT)
 
 
 def _run_of(result: RunResult) -> Path:
