@@ -16,8 +16,14 @@ TrainerError
 │   └── NothingLearned    … because it answers no better than its base
 ├── PublishError          the finished model could not be published
 │   ├── OllamaUnreachable … because no Ollama answered
+│   ├── StoredDiffers     … because Ollama has something else than what was made
+│   ├── OllamaCannotLoad  … because Ollama cannot load it
 │   ├── PromptDiffers     … because Ollama would ask it in other words than it was trained with
-│   └── CapabilitiesLost  … because Ollama thinks that it can do less than its base
+│   ├── CapabilitiesLost  … because Ollama thinks that it can do less than its base
+│   ├── ToolCallsLost     … because its calls of tools do not come back as such
+│   ├── EmptyAnswer       … because it answers with nothing
+│   ├── AnswerNeverEnds   … because its answers do not end by themselves
+│   └── AnswersLikeBase   … because it answers what it should have unlearned
 ├── DiskFull              there is no room left where the data directory lies
 ├── WorkerLost            the worker process died without leaving a result
 ├── LeaseLost             another attempt has taken over
@@ -124,6 +130,30 @@ class PromptDiffers(PublishError):
 
 class CapabilitiesLost(PublishError):
     code = "capabilities_lost"
+
+
+class StoredDiffers(PublishError):
+    code = "stored_differs"
+
+
+class OllamaCannotLoad(PublishError):
+    code = "ollama_cannot_load"
+
+
+class ToolCallsLost(PublishError):
+    code = "tool_calls_lost"
+
+
+class EmptyAnswer(PublishError):
+    code = "empty_answer"
+
+
+class AnswerNeverEnds(PublishError):
+    code = "answer_never_ends"
+
+
+class AnswersLikeBase(PublishError):
+    code = "answers_like_its_base"
 
 
 class WorkerLost(TrainerError):

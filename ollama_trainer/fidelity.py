@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ollama_trainer.errors import NotANumber
 from ollama_trainer.llama import Sequences, continue_texts, logits_of, open_sequences
@@ -69,8 +69,22 @@ def learning_kept(base: float, exact: float, served: float) -> float:
     return (base - served) / gain if gain > 0 else 0.0
 
 
+class Written(NamedTuple):
+    """A greedy answer."""
+
+    #: Token ids, without the one that ended it.
+    ids: list[int]
+    #: Whether it ended by itself.
+    ended: bool
+
+
 def answers(gguf: Path, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
-    """Greedy answers to prompts of token ids, as token ids without the end of the turn.
+    """The token ids of `written`."""
+    return [answer.ids for answer in written(gguf, prompts, max_tokens)]
+
+
+def written(gguf: Path, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Written]:
+    """Greedy answers to prompts of token ids, each of at most `max_tokens`.
 
     Raises:
         Unloadable: llama.cpp cannot load the file.
@@ -86,10 +100,10 @@ def answers(gguf: Path, prompts: Sequence[Sequence[int]], max_tokens: int) -> li
 
 def _greedy(
     sequences: Sequences, prompts: Sequence[Sequence[int]], max_tokens: int
-) -> Iterator[list[int]]:
+) -> Iterator[Written]:
     def likeliest(_number: int, logits: NDArray[np.float32]) -> int:
         return int(logits.argmax())
 
-    for written in continue_texts(sequences, prompts, max_tokens, likeliest):
-        ended = bool(written) and sequences.ends_generation(written[-1])
-        yield written[:-1] if ended else written
+    for ids in continue_texts(sequences, prompts, max_tokens, likeliest):
+        ended = bool(ids) and sequences.ends_generation(ids[-1])
+        yield Written(ids[:-1] if ended else ids, ended)

@@ -389,6 +389,29 @@ class ExpectedPrompt(_Record):
     text: str
 
 
+class GoldenChat(_Record):
+    """A chat, and how a finished model answers it in llama.cpp before it is published."""
+
+    #: As the chat API has them.
+    messages: tuple[dict[str, Any], ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    #: What a reader sees of it, without thoughts; of a call of a tool, what the model wrote.
+    answer: str
+    #: Tokens of the answer, thoughts and end included.
+    n_tokens: int
+    #: Whether it ended by itself.
+    ended: bool
+    #: What the base answers, if that is something else.
+    base_answer: str | None = None
+    #: Names of the tools that are called in the place of an answer.
+    calls: tuple[str, ...] = ()
+
+
+def visible_answer(text: str) -> str:
+    """What a reader sees of an answer: without thoughts, and without blanks around it."""
+    return text.rpartition("</think>")[2].strip()
+
+
 class RunResult(_Record):
     """How a worker ended: the last file that it writes into the run directory."""
 

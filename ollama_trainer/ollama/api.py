@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import ollama
@@ -25,7 +25,6 @@ import ollama
 from ollama_trainer.errors import OllamaUnreachable, PublishError
 from ollama_trainer.ollama.host import Endpoint
 
-Answer = TypeVar("Answer")
 #: Called with the fraction done, 0 to 1, and what is being done.
 Report = Callable[[float, str], None]
 
@@ -75,9 +74,6 @@ class OllamaApi:
         self._quick = ollama.Client(
             endpoint.url, timeout=limits.timeout(limits.answer_s), trust_env=trust_env
         )
-        self._slow = ollama.Client(
-            endpoint.url, timeout=limits.timeout(limits.load_s), trust_env=trust_env
-        )
 
     def __enter__(self) -> OllamaApi:
         return self
@@ -88,7 +84,7 @@ class OllamaApi:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for client in (self._http, self._quick, self._slow):
+        for client in (self._http, self._quick):
             client.close()
 
     def check_version(self) -> str:
@@ -228,26 +224,20 @@ class OllamaApi:
 
     def load(self, model: str, options: Mapping[str, Any]) -> None:
         """Loads the model and lets it write one token."""
-        with self._asking("load the model"):
-            _while_busy(
-                lambda: self._slow.generate(
-                    model, prompt="Hi", options={**options, "num_predict": 1}
-                )
-            )
+        body = {"model": model, "prompt": "Hi", "options": {**options, "num_predict": 1}}
+        self._answer("load the model", "/api/generate", body)
 
     def chat(
-        self, model: str, question: str, options: Mapping[str, Any], *, think: bool | None
-    ) -> ollama.ChatResponse:
-        """One question, one whole answer."""
-        with self._asking("chat with the model"):
-            return _while_busy(
-                lambda: self._slow.chat(
-                    model,
-                    messages=[{"role": "user", "content": question}],
-                    options=options,
-                    think=think,
-                )
-            )
+        self, model: str, asked: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """One whole answer.
+
+        Args:
+            asked: `messages`, and perhaps `tools` and `think`, as /api/chat takes them.
+            options: Ollama's.
+        """
+        body = {"model": model, "options": options, **asked}
+        return self._answer("chat with the model", "/api/chat", body)
 
     def render(
         self, model: str, asked: Mapping[str, Any], options: Mapping[str, Any]
@@ -261,18 +251,24 @@ class OllamaApi:
         Returns:
             None where it answered instead.
         """
-        what = "render a prompt"
-        body = {
-            "model": model, "stream": False, "truncate": False, "_debug_render_only": True,
-            "options": options, **asked,
-        }  # fmt: skip
+        body = {"model": model, "truncate": False, "_debug_render_only": True, "options": options}
+        told = self._answer("render a prompt", "/api/chat", {**body, **asked}).get("_debug_info")
+        return str(told["rendered_template"]) if isinstance(told, dict) else None
+
+    def _answer(self, what: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """A model's whole answer; asked for again for some seconds while Ollama says it is busy."""
         timeout = self._limits.timeout(self._limits.load_s)
+        whole = {**body, "stream": False}
         with self._asking(what):
-            response = self._http.post("/api/chat", json=body, timeout=timeout)
+            response = self._http.post(path, json=whole, timeout=timeout)
+            for pause_s in _BUSY_PAUSES_S:
+                if response.status_code != 503:
+                    break
+                time.sleep(pause_s)
+                response = self._http.post(path, json=whole, timeout=timeout)
             if response.status_code != 200:
                 raise self._refused(what, response.status_code, response.text)
-            told = response.json().get("_debug_info")
-        return str(told["rendered_template"]) if isinstance(told, dict) else None
+            return _object(response.content)
 
     def unload(self, model: str) -> None:
         """Asks Ollama to free the model's memory; it may do so a moment later."""
@@ -329,18 +325,6 @@ class OllamaApi:
             busy.retryable = True
             return busy
         return PublishError(f"Ollama could not {what}: {text or f'HTTP {status}'}", _LOG_REMEDY)
-
-
-def _while_busy(ask: Callable[[], Answer]) -> Answer:
-    """The answer, asked for again for some seconds while Ollama says that it is busy."""
-    for pause_s in _BUSY_PAUSES_S:
-        try:
-            return ask()
-        except ollama.ResponseError as error:
-            if error.status_code != 503:
-                raise
-        time.sleep(pause_s)
-    return ask()
 
 
 def _chunks(gguf: Path, report: Report) -> Iterator[bytes]:

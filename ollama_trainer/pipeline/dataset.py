@@ -17,6 +17,7 @@ from ollama_trainer.errors import DatasetError, TrainerError
 from ollama_trainer.gguf.file import GgufFile, read_gguf
 from ollama_trainer.gguf.tensors import whole
 from ollama_trainer.ollama_prompts import open_format
+from ollama_trainer.pipeline.golden import Candidate, candidates
 from ollama_trainer.pipeline.held_out import split
 from ollama_trainer.pipeline.plan import most_examples
 from ollama_trainer.pipeline.report import Seen, report_of
@@ -56,6 +57,8 @@ class PreparedData:
     stop: str
     #: What the tuned model must be asked with.
     prompts: tuple[ExpectedPrompt, ...]
+    #: Rows that it may be tried with when it is served.
+    candidates: tuple[Candidate, ...]
     report: DatasetReport
 
 
@@ -112,6 +115,7 @@ def prepare(
             question=seen[0].example.question or _ANY_QUESTION,
             stop=form.tokenizer.text([form.end_of_turn]),
             prompts=form.expected(),
+            candidates=candidates(seen[index] for index in parts.train),
             report=report_of(compiled, training, form, seen, len(kept)),
         )
 

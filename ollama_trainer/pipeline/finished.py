@@ -11,7 +11,7 @@ from typing import Any, Self
 from ollama_trainer.modelfile import Modelfile, not_inherited
 from ollama_trainer.pipeline.dataset import PreparedData
 from ollama_trainer.publishers import PublisherOptions
-from ollama_trainer.records import BaseGguf, ExpectedPrompt, Fidelity
+from ollama_trainer.records import BaseGguf, ExpectedPrompt, Fidelity, GoldenChat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +25,21 @@ class FinishedModel:
     prompts: tuple[ExpectedPrompt, ...]
     #: What its base can do in Ollama; empty where nobody knows.
     capabilities: tuple[str, ...]
+    #: What it is tried with where it is served.
+    golden: tuple[GoldenChat, ...]
+    #: Its base's name in Ollama, and the SHA-256 of its base's file; empty where it is not there.
+    base_model: str
+    base_digest: str
 
     @classmethod
-    def of(cls, base: BaseGguf, data: PreparedData, modelfile: Modelfile, found: Fidelity) -> Self:
+    def of(
+        cls,
+        base: BaseGguf,
+        data: PreparedData,
+        modelfile: Modelfile,
+        found: Fidelity,
+        golden: tuple[GoldenChat, ...],
+    ) -> Self:
         """The model that a run has just made."""
         capabilities = base.ollama.capabilities if base.ollama is not None else None
         return cls(
@@ -36,6 +48,9 @@ class FinishedModel:
             fidelity=found,
             prompts=data.prompts,
             capabilities=capabilities or (),
+            golden=golden,
+            base_model=base.ollama.model if base.ollama is not None else "",
+            base_digest=base.digest if base.ollama is not None else "",
         )
 
     @property
@@ -47,17 +62,23 @@ class FinishedModel:
             "fidelity": self.fidelity.model_dump(mode="json"),
             "prompts": [prompt.model_dump(mode="json") for prompt in self.prompts],
             "capabilities": list(self.capabilities),
+            "golden": [chat.model_dump(mode="json") for chat in self.golden],
+            "base_model": self.base_model,
+            "base_digest": self.base_digest,
         }
 
     @classmethod
     def from_fields(cls, told: Mapping[str, Any]) -> Self:
-        """The inverse of `fields`; runs made before there were any have no prompts."""
+        """The inverse of `fields`; what runs of earlier versions did not know is empty."""
         return cls(
             modelfile=Modelfile.from_fields(told["modelfile"]),
             question=told["question"],
             fidelity=Fidelity.model_validate_json(json.dumps(told["fidelity"])),
             prompts=tuple(map(ExpectedPrompt.model_validate, told.get("prompts", ()))),
             capabilities=tuple(told.get("capabilities", ())),
+            golden=tuple(map(GoldenChat.model_validate, told.get("golden", ()))),
+            base_model=told.get("base_model", ""),
+            base_digest=told.get("base_digest", ""),
         )
 
 
@@ -86,4 +107,7 @@ def publisher_options(
         question=model.question,
         prompts=model.prompts,
         capabilities=model.capabilities,
+        golden=model.golden,
+        base_model=model.base_model,
+        base_digest=model.base_digest,
     )

@@ -25,6 +25,7 @@ from ollama_trainer.pipeline.base import base_of_run, still_there
 from ollama_trainer.pipeline.dataset import PreparedData, prepare, within_context
 from ollama_trainer.pipeline.export import check_quantization, export, modelfile_of, rungs
 from ollama_trainer.pipeline.finished import FinishedModel, left_out, publisher_options
+from ollama_trainer.pipeline.golden import golden_chats
 from ollama_trainer.pipeline.keep import held
 from ollama_trainer.pipeline.plan import (
     check_trainable,
@@ -244,7 +245,9 @@ def _make_of(
     base = still_there(existing(), run.spec)
     gguf = read_gguf(base.gguf)
     fidelity = _export(run, key, base, gguf, data, adapter, recipe.layers)
-    model = FinishedModel.of(base, data, modelfile, fidelity)
+    with run.stage(Stage.VERIFY):
+        golden = golden_chats(gguf, run.directory.gguf, data.candidates)
+    model = FinishedModel.of(base, data, modelfile, fidelity, golden)
     write_text(run.directory.modelfile, modelfile.text)
     files = [run.directory.gguf, run.directory.modelfile]
     run.stages.save("modelfile", run.key, files, {**model.fields, **run.told()})

@@ -15,7 +15,7 @@ from typing import Protocol, cast
 
 from ollama_trainer.errors import PublishError
 from ollama_trainer.modelfile import Modelfile
-from ollama_trainer.records import ExpectedPrompt, PublishedModel
+from ollama_trainer.records import ExpectedPrompt, GoldenChat, PublishedModel
 
 #: What a publisher's report begins with where something could not be checked.
 NOT_CHECKED = "not checked: "
@@ -42,6 +42,11 @@ class PublisherOptions:
     prompts: tuple[ExpectedPrompt, ...] = ()
     #: What the model's base can do, in Ollama's words.
     capabilities: tuple[str, ...] = ()
+    #: Chats whose answers are known.
+    golden: tuple[GoldenChat, ...] = ()
+    #: Its base's name in Ollama, and the SHA-256 of its base's file; empty where it is not there.
+    base_model: str = ""
+    base_digest: str = ""
 
 
 class Publisher(Protocol):

@@ -2,8 +2,9 @@
 
     hash ─► upload ─► create under a name for trial ─► try ─► copy to its name
 
-To try it means: it can do what its base can, it loads, its prompts are those that it was trained
-with, and it answers.
+To try it means: it can do what its base can, what is stored is what was made, it loads, its prompts
+are those that it was trained with, its answers are the trained ones and end by themselves, and a
+call of a tool comes back as one. Each of these fails by a name of its own (see errors.py).
 
 The model gets its own name by a copy (of a manifest, some hundred bytes) after it has answered, so
 that nothing half-made or untried is ever seen under that name, not even when the worker is killed.
@@ -21,7 +22,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ollama_trainer.errors import CapabilitiesLost, PublishError
 from ollama_trainer.modelfile import Modelfile, check_model_name
@@ -29,13 +30,21 @@ from ollama_trainer.ollama import open_api
 from ollama_trainer.ollama.host import Endpoint, resolve
 from ollama_trainer.publishers import NOT_CHECKED, PublisherOptions, Report
 from ollama_trainer.publishers._prompts import check_prompts, check_template
+from ollama_trainer.publishers._stored import check_stored, stored_file
+from ollama_trainer.publishers._trial import (
+    ask_any,
+    ask_for_call,
+    ask_for_identity,
+    ask_golden,
+    load,
+)
 from ollama_trainer.records import PublishedModel
 
 if TYPE_CHECKING:
     from ollama_trainer.ollama.api import Limits, OllamaApi
 
-#: The longest trial answer, in tokens.
-_ANSWER_TOKENS = 64
+#: The longest answer of a model whose Modelfile names none, in tokens.
+_ANSWER_TOKENS = 256
 #: How long the model may take to leave Ollama's memory, in seconds.
 _UNLOAD_S = 10.0
 _READ_BYTES = 1 << 20
@@ -47,6 +56,15 @@ _MODEL_REMEDY = (
     "Run the GGUF elsewhere to see whether the model or this Ollama is at fault; "
     "the GGUF and its Modelfile are kept."
 )
+
+
+class _Made(NamedTuple):
+    """A model under its name for trial, and what it was made of."""
+
+    trial: str
+    gguf: Path
+    #: `sha256:` and hex.
+    digest: str
 
 
 class OllamaPublisher:
@@ -85,7 +103,8 @@ class OllamaPublisher:
             try:
                 self._create(api, modelfile, trial, digest, _part(report, 0.5, 0.75))
                 _is_there(api, trial, name)  # a taken name is better told before the trial
-                self._try(api, modelfile, trial, _part(report, 0.75, 0.95))
+                made = _Made(trial, gguf, digest)
+                self._try(api, modelfile, made, _part(report, 0.75, 0.95))
                 canonical = self._promote(api, trial, name)
             except BaseException:
                 with suppress(PublishError):
@@ -121,28 +140,33 @@ class OllamaPublisher:
                 "Export the GGUF with a protected chat template (see ollama/shield.py).",
             )
 
-    def _try(self, api: OllamaApi, modelfile: Modelfile, trial: str, report: Report) -> None:
-        """Sees that the model is there, loads, and answers; leaves it unloaded."""
+    def _try(
+        self,
+        api: OllamaApi,
+        modelfile: Modelfile,
+        made: _Made,
+        report: Report,
+    ) -> None:
+        """Sees that the model is there as it was made, loads and answers; leaves it unloaded."""
+        trial = made.trial
         shown = api.show(trial)
         if shown is None:
             raise PublishError("Ollama said success and does not have the model", _MODEL_REMEDY)
         # The oldest versions tell no capabilities.
-        capabilities = shown.capabilities
-        if capabilities is not None and "completion" not in capabilities:
-            raise PublishError(
-                f"Ollama says that the model cannot answer, only: {', '.join(capabilities)}",
-                "Train on a base model that writes text.",
-            )
-        self._check_capabilities(capabilities)
+        self._check_capabilities(shown.capabilities)
+        is_known = check_stored(api, trial, made.gguf, made.digest)
         options: dict[str, int | float] = {"temperature": 0.0, "seed": 1}
         if self._options.num_thread is not None and self._endpoint.loopback:
             options["num_thread"] = self._options.num_thread
         report(0.0, "loading the model")
         try:
-            api.load(trial, options)
+            load(api, trial, options)
             self._check_prompts(api, modelfile, trial, shown.template, options, report)
-            report(0.5, "asking the model")
-            self._chat(api, modelfile, trial, options, capabilities or [], report)
+            cap = int(str(modelfile.parameters.get("num_predict", _ANSWER_TOKENS)))
+            self._ask(api, trial, options, cap, _part(report, 0.5, 0.9), is_known=is_known)
+            if shown.capabilities is None or "tools" in shown.capabilities:
+                thinks = "thinking" in (shown.capabilities or ())
+                self._ask_for_call(api, trial, options, _part(report, 0.9, 1.0), thinks=thinks)
         finally:
             # Also after a failure: what is loaded would stay in memory without a name.
             with suppress(PublishError):
@@ -151,10 +175,15 @@ class OllamaPublisher:
 
     def _check_capabilities(self, capabilities: Sequence[str] | None) -> None:
         """Raises:
-        CapabilitiesLost: the base could do more.
+        CapabilitiesLost: it writes no text, or the base could do more.
         """
         if capabilities is None:
             return
+        if "completion" not in capabilities:
+            raise CapabilitiesLost(
+                f"Ollama says that the model cannot answer, only: {', '.join(capabilities)}",
+                "Train on a base model that writes text.",
+            )
         missing = set(self._options.capabilities) - set(capabilities) - _NOT_TEXT
         if missing:
             raise CapabilitiesLost(
@@ -178,33 +207,60 @@ class OllamaPublisher:
             check_template(modelfile, template)
             report(0.5, f"{NOT_CHECKED}this Ollama does not tell what prompts it makes")
 
-    def _chat(
+    def _ask(
         self,
         api: OllamaApi,
-        modelfile: Modelfile,
         trial: str,
-        options: dict[str, int | float],
-        capabilities: list[str],
+        options: Mapping[str, Any],
+        cap: int,
         report: Report,
+        *,
+        is_known: bool,
     ) -> None:
-        cap = modelfile.parameters.get("num_predict", _ANSWER_TOKENS)
-        tokens = min(cap, _ANSWER_TOKENS) if isinstance(cap, int) else _ANSWER_TOKENS
-        think = False if "thinking" in capabilities else None
-        answer = api.chat(
-            trial, self._options.question, {**options, "num_predict": tokens}, think=think
-        )
-        message = answer.message
-        if not (message.content or message.thinking or message.tool_calls):
-            raise PublishError(
-                f"the model answered {self._options.question!r:.80} with nothing "
-                f"(it ended by {answer.done_reason or 'no reason'})",
-                _MODEL_REMEDY,
-            )
-        report(
-            0.9,
-            f"it answered {answer.eval_count or 0} tokens "
-            f"and ended by {answer.done_reason or 'no reason'}",
-        )
+        """Lets it answer what it was trained on, and tells it by that where its file is not seen.
+
+        Args:
+            is_known: its file was seen.
+        """
+        report(0.0, "asking the model")
+        chats = [chat for chat in self._options.golden if not chat.calls]
+        if not chats:
+            report(1.0, ask_any(api, trial, self._options.question, options, cap))
+            report(1.0, f"{NOT_CHECKED}no trained answer is known that it could be held to")
+        else:
+            report(0.5, ask_golden(api, trial, chats, options, cap))
+            if all(chat.base_answer is None for chat in chats):
+                report(0.5, f"{NOT_CHECKED}its base answers the questions that were tried alike")
+        if is_known:
+            return
+        if chats:
+            ask_for_identity(api, trial, chats, options, cap)
+        seen = "only its answers were compared" if chats else "nothing could be compared"
+        report(1.0, f"{NOT_CHECKED}the file that Ollama stored cannot be read here: {seen}")
+
+    def _ask_for_call(
+        self,
+        api: OllamaApi,
+        trial: str,
+        options: Mapping[str, Any],
+        report: Report,
+        *,
+        thinks: bool,
+    ) -> None:
+        report(0.0, "asking for the call of a tool")
+        chats = [chat for chat in self._options.golden if chat.calls]
+        base = "" if chats else self._base_here(api)
+        unclear = ask_for_call(api, trial, base, chats, options, thinks=thinks)
+        if unclear is not None:
+            report(1.0, f"{NOT_CHECKED}{unclear}")
+
+    def _base_here(self, api: OllamaApi) -> str:
+        """The base's name, where this Ollama has the very base that was trained; else nothing."""
+        base, digest = self._options.base_model, self._options.base_digest
+        if not base or api.show(base) is None:
+            return ""
+        stored = stored_file(api, base)
+        return base if stored is not None and digest in stored.name else ""
 
     def withdraw(self, model_name: str, *, named: bool) -> None:
         """See `Publisher.withdraw`.

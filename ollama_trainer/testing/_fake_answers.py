@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,7 @@ _REALS = frozenset(
         *("frequency_penalty", "presence_penalty", "repeat_penalty"),
     }
 )
+_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DEFAULT_KEEP_ALIVE_S = 300.0
 
@@ -101,6 +103,20 @@ def whole(pieces: Iterator[dict[str, Any]], *, chat: bool) -> dict[str, Any]:
     if chat:
         return last | {"message": {"role": "assistant", "content": text}}
     return last | {"response": text}
+
+
+def with_calls(answer: dict[str, Any]) -> dict[str, Any]:
+    """A whole answer of a chat, with what is marked as calls of tools in their own place."""
+    text = answer["message"]["content"]
+    calls = [json.loads(call) for call in _CALL.findall(text)]
+    if not calls:
+        return answer
+    message = {
+        "role": "assistant",
+        "content": _CALL.sub("", text).strip(),
+        "tool_calls": [{"function": call} for call in calls],
+    }
+    return answer | {"message": message}
 
 
 def without_words(model: str, reason: str, *, chat: bool) -> dict[str, Any]:

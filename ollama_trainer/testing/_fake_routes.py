@@ -44,6 +44,10 @@ class Faults:
     vanish_at: str = ""
     #: Whether it tells prompts when it is asked to; old ones answer instead.
     renders: bool = True
+    #: Whether it says of its files that they lie where they are not: as from inside a container.
+    hides_blobs: bool = False
+    #: Whether it spoils the last byte of each file that a model is created of.
+    spoils: bool = False
     #: Seconds before each answer.
     delay_s: float = 0.0
 
@@ -146,7 +150,11 @@ class Routes:
         model = self.store.find(name)
         if model is None:
             raise Refusal(f"model '{_tagged(name)}' not found", 404)
-        return web.json_response(shown(model, lambda blob: str(self.store.blob_path(blob))))
+        return web.json_response(shown(model, self._told_path))
+
+    def _told_path(self, blob: str) -> str:
+        path = self.store.blob_path(blob)
+        return f"/elsewhere/blobs/{path.name}" if self.faults.hides_blobs else str(path)
 
     async def _copy(self, request: web.Request) -> web.Response:
         body = await _json(request)
@@ -191,7 +199,7 @@ class Routes:
 
     async def _create(self, request: web.Request) -> web.StreamResponse:
         body = await _json(request)
-        steps = self._faulty(self.store.create(body))
+        steps = self._faulty(self.store.create(body, spoils=self.faults.spoils))
         if body.get("stream") is False:
             for _ in steps:
                 pass
@@ -296,7 +304,8 @@ class Routes:
         if _frees(body):
             self._loaded.pop(model.blob, None)
         if body.get("stream") is False:
-            return web.json_response(answers.whole(pieces, chat=chat))
+            whole = answers.whole(pieces, chat=chat)
+            return web.json_response(answers.with_calls(whole) if body.get("tools") else whole)
         response = await _start_stream(request)
         for piece in pieces:
             await _send(response, piece)

@@ -237,14 +237,19 @@ class Store:
         if all(other.blob != model.blob for other in self._models.values()):
             self.blob_path(model.blob).unlink(missing_ok=True)
 
-    def create(self, request: Mapping[str, Any]) -> Iterator[str]:
+    def create(self, request: Mapping[str, Any], *, spoils: bool = False) -> Iterator[str]:
         """Makes a model; yields the statuses but `success`.
+
+        Args:
+            spoils: whether the last byte of its file becomes another one.
 
         Raises:
             Refusal: before the first status if the real one checks it that early.
         """
         parts = self._checked(request)
         yield from self._create(request, self._existing(parts))
+        if spoils:
+            self._spoil(self._models[self._existing(parts)])
 
     def _checked(self, request: Mapping[str, Any]) -> Name:
         files: dict[str, str] = request.get("files") or {}
@@ -355,6 +360,12 @@ class Store:
             model.blob = "sha256:" + hashlib.file_digest(handle, "sha256").hexdigest()
         scratch.replace(self.blob_path(model.blob))
         model.gguf = tiny_gguf.read(self.blob_path(model.blob))
+
+    def _spoil(self, model: StoredModel) -> None:
+        data = bytearray(self.blob_path(model.blob).read_bytes())
+        data[-1] ^= 0xFF
+        model.blob = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        self.blob_path(model.blob).write_bytes(data)
 
     def _existing(self, name: Name) -> Name:
         """The name in the case in which its parts are known already."""

@@ -28,6 +28,7 @@ from tests.servable import write_servable
 from .conftest import REAL, Server
 from .test_ollama_server import make
 
+UNTOLD = f"{NOT_CHECKED}this Ollama does not tell"
 #: Thoughts, tools, calls and their results, in the words of no family.
 THINKING = """{%- if tools %}
     {{- "<tools>" }}
@@ -132,7 +133,7 @@ def test_the_templates_of_families(server: Server, family: Family, tmp_path: Pat
     assert len(expected) == 3
     modelfile = modelfile_for(stops=[stop], num_ctx=512, num_predict=8)
     told = publish(server, gguf, modelfile, expected)
-    assert not any(what.startswith(NOT_CHECKED) for what in told)
+    assert not any(what.startswith(UNTOLD) for what in told)
     assert server.names() == [server.name("tuned")]
 
 
@@ -342,7 +343,7 @@ class TestAnOllamaThatDoesNotRender:
             expected = form.expected()
         modelfile = modelfile_for(stops=["<|eot_id|>"], num_ctx=512, num_predict=8)
         told = publish(server, gguf, modelfile, expected)
-        assert sum(what.startswith(NOT_CHECKED) for what in told) == 1
+        assert sum(what.startswith(UNTOLD) for what in told) == 1
 
     def test_one_that_ignores_the_files_template_is_refused(
         self, server: Server, tmp_path: Path

@@ -265,7 +265,7 @@ def test_the_bases_loss_on_the_probe_text_is_kept(base: BaseGguf, tmp_path: Path
         whole, cut = (probe_text(form.tokenizer, length)[:2] for length in (40, 10))
     data = PreparedData(
         examples=rows, held_out=rows, n_kept=0, probe=whole, question="", stop="", prompts=(),
-        report=DatasetReport.model_validate(REPORT),
+        candidates=(), report=DatasetReport.model_validate(REPORT),
     )  # fmt: skip
     first = base_losses(base, None, data, tmp_path)
     assert first.unrelated == fidelity.answer_loss(base.gguf, whole)
