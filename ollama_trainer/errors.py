@@ -25,6 +25,7 @@ TrainerError
 │   ├── AnswerNeverEnds   … because its answers do not end by themselves
 │   └── AnswersLikeBase   … because it answers what it should have unlearned
 ├── DiskFull              there is no room left where the data directory lies
+├── MemoryHeld            an Ollama on this machine holds the memory that a training needs
 ├── WorkerLost            the worker process died without leaving a result
 ├── LeaseLost             another attempt has taken over
 ├── Cancelled             somebody asked for it
@@ -154,6 +155,11 @@ class AnswerNeverEnds(PublishError):
 
 class AnswersLikeBase(PublishError):
     code = "answers_like_its_base"
+
+
+class MemoryHeld(TrainerError):
+    code = "memory_held"
+    retryable = True
 
 
 class WorkerLost(TrainerError):

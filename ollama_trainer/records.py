@@ -163,6 +163,8 @@ class RunSpec(_Record):
     checkpoint_every_s: float = 30.0
     #: What is made of bases and kept for further runs may take so many gigabytes.
     cache_gigabytes: float = 50.0
+    #: What happens to models that an Ollama on this machine holds where a training needs memory.
+    ollama_memory: Literal["share", "unload", "wait"] = "unload"
 
 
 class Lease(_Record):

@@ -83,6 +83,12 @@ class Settings(BaseSettings, TrainingOptions, DatasetOptions, FidelityOptions):
         validation_alias="ollama_host",
         description="Ollama's address, in any form that Ollama itself takes.",
     )
+    ollama_memory: Literal["share", "unload", "wait"] = Field(
+        "unload",
+        description="Where memory is too short for a training beside the models that an Ollama on "
+        "this machine holds: they stay, they are unloaded as soon as they answer nobody, or the "
+        "run waits until they are gone.",
+    )
     name_prefix: str = Field("tuned-", description="Beginning of the finished models' names.")
     unknown_run: Literal["not_found", "failed"] = Field(
         "not_found",

@@ -95,8 +95,28 @@ class TrainJob:
     saved: Callable[[int], None] = lambda _step: None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FreeMemory:
+    """What is free where a backend trains."""
+
+    n_bytes: int
+    #: Whether that is a device's own memory, not the machine's.
+    on_gpu: bool
+
+
 class Backend(Protocol):
     """A module of this package."""
+
+    def free_memory(self, cache: Path) -> FreeMemory:
+        """What is free just now where it would train.
+
+        Args:
+            cache: directory for what several runs share.
+
+        Raises:
+            BackendUnavailable: its packages are not installed.
+        """
+        ...
 
     def train(self, job: TrainJob, report: Callable[[Progress], None]) -> Adapter: ...
 

@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ollama_trainer.backends import TrainJob
+import psutil
+
+from ollama_trainer.backends import FreeMemory, TrainJob
 from ollama_trainer.backends._checkpoints import Checkpoints, open_checkpoints
 from ollama_trainer.backends._early_stop import early_stop_callback
 from ollama_trainer.backends._forward import read_model
@@ -62,6 +64,19 @@ def train(job: TrainJob, report: Callable[[Progress], None]) -> Adapter:
             f"Memory ran out with a batch_size of {job.recipe.batch_size}",
             "Set a smaller batch_size.",
         ) from error
+
+
+def free_memory(cache: Path) -> FreeMemory:
+    """See `Backend.free_memory`."""
+    # First, since it settles how torch allocates before the device is touched.
+    import_unsloth(cache)
+    import torch
+
+    for device in (torch.cuda, torch.xpu):
+        if device.is_available():
+            free, _total = device.mem_get_info()
+            return FreeMemory(n_bytes=free, on_gpu=True)
+    return FreeMemory(n_bytes=psutil.virtual_memory().available, on_gpu=False)
 
 
 def _train(job: TrainJob, report: Callable[[Progress], None], checkpoints: Checkpoints) -> Adapter:

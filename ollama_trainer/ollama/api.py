@@ -209,6 +209,12 @@ class OllamaApi:
         with self._asking("list its loaded models"):
             return {str(model.name).lower() for model in self._quick.ps().models}
 
+    def held_bytes(self) -> dict[str, tuple[int, int]]:
+        """Name of each model in memory -> bytes that it takes, and those of them on GPUs."""
+        with self._asking("list its loaded models"):
+            models = self._quick.ps().models
+        return {str(m.name): (int(m.size or 0), int(m.size_vram or 0)) for m in models}
+
     def copy(self, source: str, destination: str) -> None:
         with self._asking(f"name the model {destination}"):
             self._quick.copy(source, destination)

@@ -33,6 +33,7 @@ from ollama_trainer.pipeline.plan import (
     replay_plan,
     with_smaller_batches,
 )
+from ollama_trainer.pipeline.residency import make_room
 from ollama_trainer.pipeline.scales import scales_of
 from ollama_trainer.pipeline.stages import Stages, check_snapshot, publishing_step, run_key
 from ollama_trainer.pipeline.verify import base_losses, can_be_mended, check_learned, judge
@@ -339,8 +340,10 @@ def _train(run: Run, key: str, base: BaseGguf, data: PreparedData, recipe: Recip
         saved=run.checkpoint_saved,
     )
     with run.stage(Stage.TRAIN):
+        backend = backends.get(run.spec.backend)
+        make_room(run.spec, base, recipe, backend, run.note)
         try:
-            adapter = backends.get(run.spec.backend).train(job, run.report)
+            adapter = backend.train(job, run.report)
         except OutOfMemory as error:
             # A batch of one cannot be halved.
             error.retryable = recipe.batch_size > 1

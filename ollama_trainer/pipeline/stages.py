@@ -30,7 +30,7 @@ _PROGRAMS = ("torch", "transformers", "trl", "peft", "unsloth", "llama-cpp-pytho
 #: Settings that say where a model goes and how often work is saved, not what it is.
 _NOT_OF_THE_MODEL = {
     "publisher", "ollama_host", "name_prefix", "model_name", "cache_dir", "cache_gigabytes",
-    "checkpoint_every_s",
+    "checkpoint_every_s", "ollama_memory",
 }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ _REASONS: dict[str, Reason] = {
     "out_of_memory": "memory",
     "worker_lost": "worker",
     "machine_busy": "machine",
+    "memory_held": "machine",
 }
 #: Those that are waited for by time, not by number.
 _BY_TIME = ("ollama", "disk", "machine")

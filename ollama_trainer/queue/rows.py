@@ -72,6 +72,7 @@ class Submission:
                 "rounding": settings.rounding,
                 "checkpoint_every_s": settings.checkpoint_every_s,
                 "cache_gigabytes": settings.cache_gigabytes,
+                "ollama_memory": settings.ollama_memory,
             }
         )
 

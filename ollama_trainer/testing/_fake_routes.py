@@ -50,6 +50,22 @@ class Faults:
     spoils: bool = False
     #: Seconds before each answer.
     delay_s: float = 0.0
+    #: Answers of models stop after their first word until this is set back.
+    hold_answers: bool = False
+
+
+@dataclass(slots=True)
+class Loaded:
+    """Weights in memory."""
+
+    #: Who loaded them.
+    model: StoredModel
+    #: When they go, as /api/ps writes it.
+    expires: str
+    #: Requests that they are answering now.
+    n_active: int = 0
+    #: Whether they go as soon as they answer nobody.
+    leaving: bool = False
 
 
 class Routes:
@@ -64,8 +80,8 @@ class Routes:
         self.requests: list[tuple[str, str, Any]] = []
         self._version = version
         self._vanish = vanish
-        #: Digest of the loaded weights -> (the model that loaded them, when they go).
-        self._loaded: dict[str, tuple[StoredModel, str]] = {}
+        #: By the digest of the weights.
+        self._loaded: dict[str, Loaded] = {}
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._guard])
@@ -117,13 +133,13 @@ class Routes:
         return web.json_response({"models": [self._listed(m) for m in self.store.models()]})
 
     async def _ps(self, _: web.Request) -> web.Response:
-        loaded = [
-            self._listed(model)
-            | {"expires_at": expires, "size_vram": 0}
-            | {"context_length": int(model.parameters.get("num_ctx", 4096))}
-            for model, expires in self._loaded.values()
+        models = [
+            self._listed(loaded.model)
+            | {"expires_at": loaded.expires, "size_vram": 0}
+            | {"context_length": int(loaded.model.parameters.get("num_ctx", 4096))}
+            for loaded in self._loaded.values()
         ]
-        return web.json_response({"models": loaded})
+        return web.json_response({"models": models})
 
     def _listed(self, model: StoredModel) -> dict[str, Any]:
         path = self.store.blob_path(model.blob)
@@ -265,7 +281,9 @@ class Routes:
 
     def _unload(self, model: StoredModel, name: str, *, chat: bool) -> web.Response:
         # By the weights that the name has now: what an overwritten name had loaded stays.
-        self._loaded.pop(model.blob, None)
+        if loaded := self._loaded.get(model.blob):
+            loaded.leaving = True
+            self._end_idle(model.blob)
         return web.json_response(answers.without_words(name, "unload", chat=chat))
 
     def _load(self, model: StoredModel, body: Mapping[str, Any]) -> None:
@@ -277,7 +295,21 @@ class Routes:
             raise Refusal(self.faults.load_error)
         answers.check_loads(model)
         keep_s = answers.keep_alive_s(body.get("keep_alive"))
-        self._loaded[model.blob] = (model, answers.expiry(keep_s))
+        loaded = self._loaded.setdefault(model.blob, Loaded(model, ""))
+        loaded.expires = answers.expiry(keep_s)
+        if "keep_alive" in body:
+            loaded.leaving = keep_s == 0
+
+    def _end_idle(self, blob: str) -> None:
+        """Frees weights that are to go, unless they answer somebody."""
+        loaded = self._loaded.get(blob)
+        if loaded and loaded.leaving and not loaded.n_active:
+            del self._loaded[blob]
+
+    async def _held(self) -> None:
+        # The fault is set and set back by any thread, or over HTTP: no event to wait for.
+        while self.faults.hold_answers:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
     async def _reply(
         self,
@@ -301,15 +333,21 @@ class Routes:
             chat=chat,
             prompt_tokens=tokens,
         )
-        if _frees(body):
-            self._loaded.pop(model.blob, None)
-        if body.get("stream") is False:
-            whole = answers.whole(pieces, chat=chat)
-            return web.json_response(answers.with_calls(whole) if body.get("tools") else whole)
-        response = await _start_stream(request)
-        for piece in pieces:
-            await _send(response, piece)
-        return response
+        loaded = self._loaded[model.blob]
+        loaded.n_active += 1
+        try:
+            if body.get("stream") is False:
+                await self._held()
+                whole = answers.whole(pieces, chat=chat)
+                return web.json_response(answers.with_calls(whole) if body.get("tools") else whole)
+            response = await _start_stream(request)
+            for piece in pieces:
+                await _send(response, piece)
+                await self._held()
+            return response
+        finally:
+            loaded.n_active -= 1
+            self._end_idle(model.blob)
 
     def state(self) -> dict[str, Any]:
         """What GET /_fake tells."""

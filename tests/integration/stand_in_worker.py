@@ -10,6 +10,8 @@ Run as the real one is, with the run directory as the only argument. Rows:
     {"do": "mute", "until": PATH}   as hold, without a heartbeat
     {"do": "save", "times": 3}      SIGKILL to itself after having saved something, so many times
     {"do": "away", "until": PATH}   no Ollama answers until PATH exists
+    {"do": "beside", "needed": N, "free": N}
+                                    with so much memory, Ollama's models aside
     {"do": "memory"}                out of memory until the batch is halved
     {"do": "full", "until": PATH}   no room for the result until PATH exists
     {"do": "named", "until": PATH}  as hold, with something left at the publisher
@@ -23,7 +25,9 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ollama_trainer.errors import DatasetError, OllamaUnreachable, OutOfMemory, TrainerError
 from ollama_trainer.executors import EXIT_DISK_FULL
@@ -92,7 +96,7 @@ def main() -> int:
     return _finish(directory, spec, lease, order)
 
 
-def _errand(directory: RunDirectory, spec: RunSpec, lease: Lease, order: dict[str, str]) -> int:
+def _errand(directory: RunDirectory, spec: RunSpec, lease: Lease, order: dict[str, Any]) -> int:
     if lease.task == "withdraw" and order.get("withdraw") == "fails":
         error = ErrorInfo.of(OllamaUnreachable("no Ollama", "Start it."))
         failed = RunResult(status="failed", error=error, token=lease.token)
@@ -110,7 +114,25 @@ def _failed(lease: Lease, error: TrainerError) -> RunResult:
     return RunResult(status="failed", error=ErrorInfo.of(error), token=lease.token)
 
 
-def _finish(directory: RunDirectory, spec: RunSpec, lease: Lease, order: dict[str, str]) -> int:
+def _beside_ollama(
+    directory: RunDirectory, spec: RunSpec, order: dict[str, Any]
+) -> TrainerError | None:
+    # Imported late: every other start would take longer by it.
+    from ollama_trainer.backends import FreeMemory
+    from ollama_trainer.pipeline.residency import make_room_for
+
+    def note(message: str, data: Mapping[str, Any]) -> None:
+        directory.append_event(Event.now("note", message, data=data))
+
+    memory = FreeMemory(n_bytes=order["free"], on_gpu=False)
+    try:
+        make_room_for(order["needed"], spec.ollama_host, spec.ollama_memory, lambda: memory, note)
+    except TrainerError as error:
+        return error
+    return None
+
+
+def _finish(directory: RunDirectory, spec: RunSpec, lease: Lease, order: dict[str, Any]) -> int:
     failure: TrainerError | None = None
     if order["do"] == "fail":
         failure = DatasetError("no good row", "Label some rows good.")
@@ -118,6 +140,8 @@ def _finish(directory: RunDirectory, spec: RunSpec, lease: Lease, order: dict[st
         failure = OutOfMemory("no memory", "Set a smaller batch_size.")
     if order["do"] == "away" and not Path(order["until"]).exists():
         failure = OllamaUnreachable("no Ollama answers", "Start it.")
+    if order["do"] == "beside":
+        failure = _beside_ollama(directory, spec, order)
     if failure is not None:
         directory.write_result(_failed(lease, failure))
         return 1

@@ -10,6 +10,8 @@ from ollama_trainer.errors import (
     DatasetError,
     DiskFull,
     ExportError,
+    MachineBusy,
+    MemoryHeld,
     NothingLearned,
     OllamaUnreachable,
     OutOfMemory,
@@ -46,6 +48,18 @@ def test_ollama_is_waited_for_with_growing_pauses_up_to_a_minute() -> None:
     assert pauses == [2, 4, 8, 16, 32, 60, 60, 60]
     assert tried.waiting is not None
     assert tried.waiting.tries == 8
+
+
+def test_memory_that_others_hold_is_waited_for_as_a_busy_machine_is() -> None:
+    held, busy = (
+        next_try(ErrorInfo.of(kind("cause")), Tried(halvings=9, trained=False), 60, NOW)
+        for kind in (MemoryHeld, MachineBusy)
+    )
+    assert held is not None
+    assert busy is not None
+    assert held.reason == busy.reason == "machine"
+    assert held.until == busy.until > NOW
+    assert next_try(held.error, Tried(waiting=held), 60, held.deadline) is None
 
 
 def test_the_last_try_is_at_the_deadline() -> None:
