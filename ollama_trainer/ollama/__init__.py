@@ -2,6 +2,7 @@
 
 host.py        OLLAMA_HOST, read as Ollama reads it
 names.py       the names of models
+access.py      its key and certificate, and what a proxy before it refuses
 api.py         the calls, with limits and remedies; needs the packages httpx and ollama
 shown.py       what /api/show says of a model, read
 messages.py    conversations and tools as Ollama hands them to templates

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +22,7 @@ import httpx
 import ollama
 
 from ollama_trainer.errors import OllamaUnreachable, PublishError
+from ollama_trainer.ollama import access
 from ollama_trainer.ollama.host import Endpoint
 
 #: Called with the fraction done, 0 to 1, and what is being done.
@@ -62,18 +62,18 @@ class OllamaApi:
         logging.getLogger("httpx").setLevel(logging.WARNING)
         self._url = endpoint.url
         self._limits = limits
-        # A proxy is for the way out of this machine.
-        trust_env = not endpoint.loopback
-        key = os.environ.get("OLLAMA_API_KEY")
-        self._http = httpx.Client(
-            base_url=endpoint.url,
-            timeout=limits.timeout(limits.answer_s),
-            trust_env=trust_env,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-        )
-        self._quick = ollama.Client(
-            endpoint.url, timeout=limits.timeout(limits.answer_s), trust_env=trust_env
-        )
+        key = access.api_key()
+        # Redirections are errors: a POST would become a GET, and the key would stay behind.
+        common: dict[str, Any] = {
+            # A proxy is for the way out of this machine.
+            "trust_env": not endpoint.loopback,
+            "verify": access.trusted(endpoint),
+            "headers": {"Authorization": f"Bearer {key}"} if key else {},
+            "follow_redirects": False,
+        }
+        quick = limits.timeout(limits.answer_s)
+        self._http = httpx.Client(base_url=endpoint.url, timeout=quick, **common)
+        self._quick = ollama.Client(endpoint.url, timeout=quick, **common)
 
     def __enter__(self) -> OllamaApi:
         return self
@@ -95,12 +95,15 @@ class OllamaApi:
         """
         with self._asking("tell its version"):
             response = self._http.get("/api/version")
-            if response.status_code != 200:
-                raise self._refused("tell its version", response.status_code, response.text)
-            answer = response.json()
+            if response.status_code not in (200, 404):
+                raise self._refused("tell its version", *_told(response))
+            answer = response.json() if response.status_code == 200 else None
         version = answer.get("version") if isinstance(answer, dict) else None
         if not isinstance(version, str):
-            raise PublishError(f"what answers at {self._url} is not Ollama", "Correct OLLAMA_HOST.")
+            raise PublishError(
+                f"what answers at {self._url} is not Ollama",
+                "Correct OLLAMA_HOST, the path after the host included.",
+            )
         numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
         # 0.0.0 is what an Ollama calls itself that someone built from source.
         if numbers and (0, 0, 0) < tuple(map(int, numbers.groups())) < OLDEST_VERSION:
@@ -141,7 +144,7 @@ class OllamaApi:
                 return
             raise
         if response.status_code not in (200, 201):
-            raise self._refused(what, response.status_code, response.text)
+            raise self._refused(what, *_told(response))
 
     def create(self, body: Mapping[str, Any], report: Report) -> None:
         """POST /api/create; returns when Ollama has said `success`.
@@ -157,7 +160,7 @@ class OllamaApi:
         ):
             if response.status_code != 200:
                 response.read()
-                raise self._refused(what, response.status_code, response.text)
+                raise self._refused(what, *_told(response))
             for message in _lines(response):
                 if "error" in message:
                     raise self._refused(what, 200, json.dumps(message))
@@ -185,7 +188,7 @@ class OllamaApi:
             if response.status_code == 404:
                 return None
             if response.status_code != 200:
-                raise self._refused(what, response.status_code, response.text)
+                raise self._refused(what, *_told(response))
             return _object(response.content)
 
     def tags(self) -> list[dict[str, Any]]:
@@ -194,7 +197,7 @@ class OllamaApi:
         with self._asking(what):
             response = self._http.get("/api/tags")
             if response.status_code != 200:
-                raise self._refused(what, response.status_code, response.text)
+                raise self._refused(what, *_told(response))
             models = _object(response.content).get("models") or []
             return [model for model in models if isinstance(model, dict)]
 
@@ -273,7 +276,7 @@ class OllamaApi:
                 time.sleep(pause_s)
                 response = self._http.post(path, json=whole, timeout=timeout)
             if response.status_code != 200:
-                raise self._refused(what, response.status_code, response.text)
+                raise self._refused(what, *_told(response))
             return _object(response.content)
 
     def unload(self, model: str) -> None:
@@ -295,6 +298,8 @@ class OllamaApi:
             late.retryable = True
             raise late from error
         except (ConnectionError, httpx.TransportError) as error:
+            if (failure := access.tls_failure(self._url, error)) is not None:
+                raise failure from error
             raise OllamaUnreachable(
                 f"Ollama at {self._url} cannot be reached to {what} ({_words(error)})",
                 "Start it (ollama serve) or set OLLAMA_HOST to where it runs, then try again.",
@@ -306,14 +311,17 @@ class OllamaApi:
                 "Check OLLAMA_HOST, and any proxy between.",
             ) from error
 
-    def _refused(self, what: str, status: int, text: str) -> PublishError:
+    def _refused(self, what: str, status: int, text: str, location: str = "") -> PublishError:
         text = _error_text(text)
+        if (refusal := access.refusal(self._url, what, status, text, location)) is not None:
+            return refusal
         if status == 403 and not text:
             return PublishError(
                 f"Ollama at {self._url} refused to {what} without a word (403)",
                 "It does so when it is called by a host name that it does not know as its own: "
                 "set OLLAMA_HOST to its IP address, or let it listen on all addresses "
-                "(OLLAMA_HOST=0.0.0.0 for its own process).",
+                "(OLLAMA_HOST=0.0.0.0 for its own process), or let a proxy before it send a Host "
+                "that it knows.",
             )
         if "no space left" in text.lower():
             full = PublishError(
@@ -365,6 +373,11 @@ def _object(line: bytes) -> dict[str, Any]:
     return value
 
 
+def _told(response: httpx.Response) -> tuple[int, str, str]:
+    """Status, body, and where it leads, if elsewhere."""
+    return response.status_code, response.text, response.headers.get("location", "")
+
+
 def _error_text(text: str) -> str:
     """The words in a body `{"error": …}`, or the body itself, shortened."""
     try:
@@ -373,7 +386,7 @@ def _error_text(text: str) -> str:
         value = None
     if isinstance(value, dict) and "error" in value:
         text = str(value["error"])
-    return text.strip()[:1000]
+    return access.in_words(text).strip()[:1000]
 
 
 def _words(error: Exception) -> str:
