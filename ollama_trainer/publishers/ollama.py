@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ollama_trainer.errors import CapabilitiesLost, PublishError
+from ollama_trainer.errors import CapabilitiesLost, OllamaUnreachable, PublishError
 from ollama_trainer.modelfile import Modelfile, check_model_name
 from ollama_trainer.ollama import open_api
 from ollama_trainer.ollama.host import Endpoint, resolve
@@ -282,21 +282,23 @@ class OllamaPublisher:
 
     def _promote(self, api: OllamaApi, trial: str, name: str) -> str:
         """Gives the tried model its name; returns the name as Ollama lists it."""
-        if not _is_there(api, trial, name):
-            self._options.confirm("name")
-            try:
-                api.copy(trial, name)
-            except PublishError:
-                # As after create: the answer may have been lost, not the copy.
-                if name not in api.listed():
-                    raise
-        listed = api.listed()
-        if name not in listed or api.show(name) is None:
-            raise PublishError(
-                f"Ollama does not list {name} after it took the name",
-                "Try again; see Ollama's log.",
-            )
-        return listed[name][0]
+        if _is_there(api, trial, name):
+            return _listed_as(api, name)
+        self._options.confirm("name")
+        try:
+            api.copy(trial, name)
+        except PublishError:
+            # As after create: the answer may have been lost, not the copy.
+            if name not in api.listed():
+                raise
+        try:
+            return _listed_as(api, name)
+        except PublishError as error:
+            # The run fails for good: nothing may bear its name. (Another try finds it there.)
+            if not error.retryable:
+                with suppress(PublishError):
+                    api.delete(name)
+            raise
 
 
 def create(options: PublisherOptions) -> OllamaPublisher:
@@ -337,14 +339,45 @@ def _is_there(api: OllamaApi, trial: str, name: str) -> bool:
     )
 
 
+def _listed_as(api: OllamaApi, name: str) -> str:
+    """The name as Ollama writes it.
+
+    Raises:
+        PublishError: it does not list or show it.
+    """
+    listed = api.listed()
+    if name not in listed or api.show(name) is None:
+        raise PublishError(
+            f"Ollama does not list {name} after it took the name", "Try again; see Ollama's log."
+        )
+    return listed[name][0]
+
+
 def _wait_until_unloaded(api: OllamaApi, model: str, report: Report) -> None:
     """Waits a moment; a model that stays is worth a note, not a failure."""
     end = time.monotonic() + _UNLOAD_S
-    while model in api.loaded():
+    while _may_be_loaded(api, model):
         if time.monotonic() > end:
             report(0.95, "Ollama still holds the model in memory")
             return
-        time.sleep(0.05)
+        time.sleep(0.1)
+        # It may not have heard it the first time.
+        with suppress(PublishError):
+            api.unload(model)
+
+
+def _may_be_loaded(api: OllamaApi, model: str) -> bool:
+    """True also where Ollama does not say.
+
+    Raises:
+        OllamaUnreachable: none answers any more.
+    """
+    try:
+        return model in api.loaded()
+    except OllamaUnreachable:
+        raise
+    except PublishError:
+        return True
 
 
 def _full_name(model_name: str) -> str:

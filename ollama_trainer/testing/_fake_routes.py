@@ -1,4 +1,4 @@
-"""The routes of the fake Ollama, and the faults that they can be told to have."""
+"""The routes of the fake Ollama."""
 
 from __future__ import annotations
 
@@ -9,49 +9,23 @@ import ipaddress
 import json
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 
 from ollama_trainer.testing import _fake_answers as answers
+from ollama_trainer.testing._fake_faults import Faults
 from ollama_trainer.testing._fake_render import rendered
 from ollama_trainer.testing._fake_store import Refusal, Store, StoredModel, parse_name
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+#: Longer than a test's client waits, and short enough for the server to end meanwhile.
+_HANG_S = 1.0
+#: Whether the answer to the request in hand is lost.
+_LOST = ContextVar("lost", default=False)
 _LOCAL_ENDINGS = (".localhost", ".local", ".internal")
-
-
-@dataclass(slots=True)
-class Faults:
-    """What goes wrong, until it is set back."""
-
-    #: Text of an error line after the first status of /api/create.
-    create_error: str = ""
-    #: /api/create ends after its first status, without error or success.
-    create_ends: bool = False
-    #: /api/create makes the model; then the connection breaks before it says so.
-    create_lost: bool = False
-    #: "before": the upload breaks and nothing is kept; "after": kept, then the connection breaks.
-    blob_reset: str = ""
-    #: Every request gets 403 with an empty body.
-    forbid: bool = False
-    #: This many of the next requests to a model get 503.
-    busy: int = 0
-    #: Text of the error 500 with which every loading fails.
-    load_error: str = ""
-    #: At a request whose path begins so, the server breaks the connection and stops listening.
-    vanish_at: str = ""
-    #: Whether it tells prompts when it is asked to; old ones answer instead.
-    renders: bool = True
-    #: Whether it says of its files that they lie where they are not: as from inside a container.
-    hides_blobs: bool = False
-    #: Whether it spoils the last byte of each file that a model is created of.
-    spoils: bool = False
-    #: Seconds before each answer.
-    delay_s: float = 0.0
-    #: Answers of models stop after their first word until this is set back.
-    hold_answers: bool = False
 
 
 @dataclass(slots=True)
@@ -118,10 +92,37 @@ class Routes:
         is_json = request.method in ("POST", "DELETE") and "/blobs/" not in request.path
         body = await _body(request) if is_json else None
         self.requests.append((request.method, request.path, body))
+        once = self._once(f"{request.method} {request.path}")
         try:
-            return await handler(request)
+            return await (self._go_wrong(request, handler, once) if once else handler(request))
         except Refusal as refusal:
             return web.json_response({"error": refusal.text}, status=refusal.status)
+
+    def _once(self, asked: str) -> str:
+        """What goes wrong at this request."""
+        if not self.faults.once or asked != self.faults.once_at:
+            return ""
+        self.faults.once_after -= 1
+        if self.faults.once_after >= 0:
+            return ""
+        once, self.faults.once = self.faults.once, ""
+        return once
+
+    async def _go_wrong(
+        self, request: web.Request, handler: Handler, once: str
+    ) -> web.StreamResponse:
+        if once.isdecimal():
+            # What a foreign host name gets is without a word.
+            text = "" if once == "403" else json.dumps({"error": "something broke"})
+            return web.Response(status=int(once), text=text)
+        if once == "lose":
+            mark = _LOST.set(True)
+            await handler(request)
+            _LOST.reset(mark)
+        elif once == "hang":
+            await asyncio.sleep(_HANG_S)
+        _break(request)
+        return web.Response()
 
     async def _root(self, _: web.Request) -> web.Response:
         return web.Response(text="Ollama is running")
@@ -467,9 +468,11 @@ async def _json(request: web.Request) -> dict[str, Any]:
 
 async def _start_stream(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-    await response.prepare(request)
+    if not _LOST.get():
+        await response.prepare(request)
     return response
 
 
 async def _send(response: web.StreamResponse, value: Mapping[str, Any]) -> None:
-    await response.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
+    if response.prepared:
+        await response.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")

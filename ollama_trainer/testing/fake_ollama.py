@@ -30,7 +30,8 @@ from typing import Any, TypeVar, get_args
 
 from aiohttp import web
 
-from ollama_trainer.testing._fake_routes import Faults, Routes
+from ollama_trainer.testing._fake_faults import Faults
+from ollama_trainer.testing._fake_routes import Routes
 from ollama_trainer.testing._fake_store import CHATML, BundledTemplate, Profile, Store
 
 __all__ = ["CHATML", "BundledTemplate", "FakeOllama", "Faults", "Profile"]
