@@ -1,4 +1,5 @@
-"""The command line: serve, train, runs, cancel, dataset inspect, export, bases, doctor."""
+"""The command line: serve, train, runs, cancel, dataset inspect, export, bases, doctor, models, rm,
+gc."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 from rich.console import Console
 
-from ollama_trainer import __version__, client, export_command, server
+from ollama_trainer import __version__, client, export_command, housekeeping_command, server
 from ollama_trainer.client import RunStatus, TrainerClient
 from ollama_trainer.display import (
     follow,
@@ -79,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 async def _do(parsed: argparse.Namespace, settings: Settings, flags: dict[str, object]) -> int:
     """Does what one command asks for; returns the exit code."""
+    if parsed.command in housekeeping_command.COMMANDS:
+        return await housekeeping_command.run(parsed, settings)
     match parsed.command:
         case "runs":
             return await _runs(settings, parsed.job, parsed.state)
@@ -132,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         ["base", "ollama_host", *TrainingOptions.model_fields, *DatasetOptions.model_fields],
     )
     export_command.add_parser(commands)
+    housekeeping_command.add_parsers(commands)
     _add_looks(commands)
     return parser
 

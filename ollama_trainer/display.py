@@ -102,10 +102,10 @@ def show_report(report: DatasetReport, out: Console) -> None:
         out.print(f"mind      {warning}")
     for sample in report.samples:
         out.print(f"\nline {sample.line}, as the model sees it; what is learned between ⟦ ⟧:")
-        trained = f"⟦{_harmless(sample.trained)}⟧"
-        out.print(Text.assemble(_harmless(sample.prompt), (trained, "bold green")))
+        trained = f"⟦{harmless(sample.trained)}⟧"
+        out.print(Text.assemble(harmless(sample.prompt), (trained, "bold green")))
         if sample.rejected is not None:
-            out.print(Text.assemble("rather than ", (f"⟦{_harmless(sample.rejected)}⟧", "red")))
+            out.print(Text.assemble("rather than ", (f"⟦{harmless(sample.rejected)}⟧", "red")))
 
 
 def show_bases(report: BasesReport, out: Console) -> None:
@@ -113,18 +113,18 @@ def show_bases(report: BasesReport, out: Console) -> None:
     free = report.memory.usable_bytes
     where = report.memory.gpu or "this machine"
     out.print(f"Ollama at {report.ollama} has {_count(len(report.models), 'model')};")
-    out.print(f"{where} has {_gigabytes(free)} of memory free.")
+    out.print(f"{where} has {gigabytes(free)} of memory free.")
     models = sorted(report.models, key=lambda model: not model.trainable)
     width = max((len(model.name) for model in models), default=0)
     for model in models:
         out.print(Text.assemble(f"\n{model.name:<{width}}  ", *_judgement(model, free)))
-        facts = [_harmless(model.architecture), model.quantization, _gigabytes(model.n_bytes)]
+        facts = [harmless(model.architecture), model.quantization, gigabytes(model.n_bytes)]
         if model.n_parameters is not None:
             facts.insert(1, f"{model.n_parameters / 1e6:,.0f} M parameters")
         out.print(f"{'':<{width}}  {', '.join(fact for fact in facts if fact)}")
         for line in (model.reason, model.remedy, *model.notes):
             if line:
-                out.print(f"{'':<{width}}  {_harmless(line)}")
+                out.print(f"{'':<{width}}  {harmless(line)}")
     if not models:
         out.print("Pull one, for instance: ollama pull qwen3:0.6b")
 
@@ -135,7 +135,7 @@ def _judgement(model: LocalBase, free: int) -> list[tuple[str, str]]:
     parts = [("can be trained", "bold green")]
     if model.needs_bytes is not None:
         enough = model.needs_bytes <= free
-        needs = f", needs about {_gigabytes(model.needs_bytes)} of memory"
+        needs = f", needs about {gigabytes(model.needs_bytes)} of memory"
         parts.append((needs if enough else f"{needs}, more than is free", "" if enough else "red"))
     if model.tuned:
         parts.append((", made by this program", ""))
@@ -148,18 +148,16 @@ def show_doctor(report: DoctorReport, out: Console) -> None:
     for check in report.checks:
         style = {"ok": "green", "warn": "yellow", "fail": "bold red"}[check.state]
         name = f"{check.name:<{width}}"
-        out.print(
-            Text.assemble((f"{check.state:<4}", style), f"  {name}  {_harmless(check.found)}")
-        )
+        out.print(Text.assemble((f"{check.state:<4}", style), f"  {name}  {harmless(check.found)}"))
         if check.remedy:
-            out.print(f"{'':<{width + 8}}{_harmless(check.remedy)}")
+            out.print(f"{'':<{width + 8}}{harmless(check.remedy)}")
 
 
-def _gigabytes(n_bytes: int) -> str:
+def gigabytes(n_bytes: int) -> str:
     return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.0f} MB"
 
 
-def _harmless(text: str) -> str:
+def harmless(text: str) -> str:
     """Without characters that a terminal would obey."""
     return "".join(
         repr(letter)[1:-1]

@@ -151,7 +151,7 @@ class RunSpec(_Record):
     ollama_host: str
     #: What the names of finished models begin with: by it they are known in Ollama.
     name_prefix: str = ""
-    #: Ollama's name for the result, `<prefix><job slug>:<run id>`, lower case.
+    #: Ollama's name for the result, lower case; usually `<prefix><job slug>:<run id>`.
     model_name: str
     #: Directory for what several runs share (caches by digest).
     cache_dir: Path

@@ -1,7 +1,8 @@
-"""What the commands `bases` and `doctor` tell, as it travels between processes and as JSON."""
+"""What commands that look at this machine tell, as it travels between processes and as JSON."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -59,6 +60,60 @@ class BasesReport(_Report):
     ollama: str
     memory: Memory
     models: tuple[LocalBase, ...]
+
+
+class ModelVersion(_Report):
+    """A model in Ollama that a run made."""
+
+    #: Ollama's canonical name.
+    name: str
+    #: The job's alias, where that stands for this version.
+    alias: str = ""
+    #: Further names of it, that somebody else gave.
+    copies: tuple[str, ...] = ()
+    job: str
+    run: str
+    #: A name in Ollama, or what its file calls its base.
+    base: str
+    #: Of what Ollama keeps for it.
+    n_bytes: int
+    #: What removing it and its alias would free: nothing where another model has its weights.
+    frees_bytes: int
+    #: Of its upload, where Ollama wrote the file anew: it frees that only when it is restarted.
+    upload_bytes: int = 0
+    made_at: datetime
+    #: Whether it is in memory now.
+    loaded: bool
+
+
+class ModelsReport(_Report):
+    """The models of this program's in Ollama, job by job, the newest first."""
+
+    #: Where Ollama answers.
+    ollama: str
+    models: tuple[ModelVersion, ...]
+
+
+class Told(_Report):
+    """A model, and something about it in words."""
+
+    name: str
+    what: str
+
+
+class RemovalReport(_Report):
+    """What was removed, or would be."""
+
+    ollama: str
+    dry_run: bool
+    removed: tuple[str, ...]
+    #: Those that stay, with the reason.
+    kept: tuple[Told, ...] = ()
+    #: Those that could not be removed, with the reason.
+    failed: tuple[Told, ...] = ()
+    freed_bytes: int
+    #: What nothing uses any more and Ollama frees when it is restarted.
+    at_restart_bytes: int
 
 
 class Check(_Report):

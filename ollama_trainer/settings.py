@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard, get_args, get_origin
 
 import platformdirs
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ollama_trainer.errors import InvalidRequest
-from ollama_trainer.names import check_prefix
+from ollama_trainer.names import DEFAULT_TEMPLATE, check_prefix, check_template
 from ollama_trainer.records import DatasetOptions, FidelityOptions, TrainingOptions
 
 ENV_PREFIX = "OLLAMA_TRAINER_"
@@ -90,6 +90,11 @@ class Settings(BaseSettings, TrainingOptions, DatasetOptions, FidelityOptions):
         "run waits until they are gone.",
     )
     name_prefix: str = Field("tuned-", description="Beginning of the finished models' names.")
+    name_template: str = Field(
+        DEFAULT_TEMPLATE,
+        description="The finished models' names: '{job}' before the ':', '{run}' in the tag after "
+        "it, '{prefix}' where name_prefix goes, and a namespace with '/' before all, if wanted.",
+    )
     unknown_run: Literal["not_found", "failed"] = Field(
         "not_found",
         description="What the status of a run that nobody submitted is: an error 404, or the word "
@@ -184,6 +189,12 @@ class Settings(BaseSettings, TrainingOptions, DatasetOptions, FidelityOptions):
     @classmethod
     def _prefix(cls, value: str) -> str:
         return check_prefix(value)
+
+    @field_validator("name_template")
+    @classmethod
+    def _template(cls, value: str, info: ValidationInfo) -> str:
+        # Declared after the prefix, which is not there if it is not valid itself.
+        return check_template(value, info.data.get("name_prefix", ""))
 
     def as_environment(self) -> dict[str, str]:
         """The variables that make another process of this program settle on the same values."""

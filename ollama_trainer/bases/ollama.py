@@ -22,6 +22,7 @@ from ollama_trainer.gguf.file import GgufFile, read_gguf
 from ollama_trainer.ollama import open_api
 from ollama_trainer.ollama.host import Endpoint, resolve
 from ollama_trainer.ollama.names import MODEL_NAME, full_name, is_cloud
+from ollama_trainer.ollama.renderers import settled_renderer
 from ollama_trainer.ollama.shown import Shown, read_shown
 from ollama_trainer.records import BaseGguf, OllamaModel
 
@@ -72,6 +73,7 @@ def load(
         endpoint = resolve(ollama_host)
         with open_api(endpoint) as api:
             found = locate(api, endpoint, name)
+            version = api.check_version() if found.shown.renderer else ""
     except PublishError as error:
         if error.retryable:
             raise
@@ -90,7 +92,7 @@ def load(
         gguf=found.gguf,
         digest=found.digest,
         license="\n\n".join(found.shown.licenses) or str(gguf.get("general.license", "")),
-        ollama=inherited(found, gguf),
+        ollama=inherited(found, gguf, version),
     )
 
 
@@ -151,8 +153,12 @@ def check_kind(model: str, shown: Shown) -> None:
         )
 
 
-def inherited(found: Located, gguf: GgufFile) -> OllamaModel:
-    """What the model has beside its weights."""
+def inherited(found: Located, gguf: GgufFile, version: str) -> OllamaModel:
+    """What the model has beside its weights.
+
+    Args:
+        version: Ollama's.
+    """
     shown = found.shown
     own = shown.template in (_NO_TEMPLATE, gguf.get(_JINJA))
     return OllamaModel(
@@ -161,7 +167,7 @@ def inherited(found: Located, gguf: GgufFile) -> OllamaModel:
         system=shown.system,
         parameters=shown.parameters,
         licenses=shown.licenses,
-        renderer=shown.renderer,
+        renderer=settled_renderer(shown.renderer, found.model, shown.parameters_said, version),
         parser=shown.parser,
         requires=shown.requires,
         capabilities=shown.capabilities,

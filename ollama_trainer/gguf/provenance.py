@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ollama_trainer import __version__
 from ollama_trainer.errors import ExportError, GgufError
@@ -33,6 +34,9 @@ class Provenance:
     base_digest: str | None = None
     adapter_digest: str | None = None
     run_id: str | None = None
+    job_id: str | None = None
+    #: The name that the model gets in Ollama, in full and in lower case.
+    model: str | None = None
     #: How weights came onto the grid, `compensated` or `stochastic`, and the seed of its chance.
     rounding: str | None = None
     seed: int | None = None
@@ -53,6 +57,8 @@ def with_provenance(metadata: Mapping[str, Entry], provenance: Provenance) -> di
         "base.digest": _prefixed(provenance.base_digest),
         "adapter.digest": _prefixed(provenance.adapter_digest),
         "run": provenance.run_id,
+        "job": None if provenance.job_id is None else in_a_line(provenance.job_id),
+        "model": provenance.model,
         "rounding": provenance.rounding,
     }
     for name, value in told.items():
@@ -66,6 +72,47 @@ def with_provenance(metadata: Mapping[str, Entry], provenance: Provenance) -> di
 def made_here(gguf: GgufFile) -> bool:
     """Whether this program made the file."""
     return any(key.startswith(_OWN) for key in gguf.metadata)
+
+
+def told_by(metadata: Mapping[str, Any]) -> Provenance | None:
+    """What a file says of itself; None where this program did not make it.
+
+    Args:
+        metadata: key -> value, as a GGUF or Ollama's /api/show has them; what is no text or number
+            there is taken for missing.
+    """
+    own = {k.removeprefix(_OWN): v for k, v in metadata.items() if k.startswith(_OWN)}
+    if not own:
+        return None
+    texts = {key: value for key, value in own.items() if isinstance(value, str)}
+    seed = own.get("seed")
+    return Provenance(
+        base_digest=_bare(texts.get("base.digest")),
+        adapter_digest=_bare(texts.get("adapter.digest")),
+        run_id=texts.get("run"),
+        job_id=texts.get("job"),
+        model=texts.get("model"),
+        rounding=texts.get("rounding"),
+        seed=seed if isinstance(seed, int) else None,
+        tool_version=texts.get("version", ""),
+    )
+
+
+def in_a_line(text: str) -> str:
+    """A text of a caller's as files and terminals take it: what does not print is escaped, and so
+    are backslashes, so that two texts stay two.
+
+    Some versions of Ollama copy files by a program that ends texts at a zero byte.
+    """
+    return "".join(
+        char if char.isprintable() and char != "\\" else repr(char)[1:-1] for char in text
+    )
+
+
+def parent_named_by(metadata: Mapping[str, Any]) -> str:
+    """The first parent's name, if it has one."""
+    name = metadata.get(f"{_PARENTS}0.name")
+    return name if isinstance(name, str) else ""
 
 
 def _as_parent(base: Mapping[str, Entry]) -> dict[str, Entry]:
@@ -84,6 +131,10 @@ def _as_parent(base: Mapping[str, Entry]) -> dict[str, Entry]:
 
 def _prefixed(digest: str | None) -> str | None:
     return None if digest is None else f"sha256:{digest}"
+
+
+def _bare(digest: str | None) -> str | None:
+    return None if digest is None else digest.removeprefix("sha256:")
 
 
 def digest_of(gguf: GgufFile) -> str:

@@ -9,6 +9,8 @@ messages.py    conversations and tools as Ollama hands them to templates
 rendering.py   prompts rendered by an Ollama
 stand_in.py    the model of some kilobytes that is asked for them
 shield.py      keeps a chat template from being replaced
+versions.py    the models that this program made, told by their files, and their aliases
+renderers.py   renderers that Ollama chooses by a model's name, called by their own
 """
 
 from __future__ import annotations

@@ -218,6 +218,11 @@ class OllamaApi:
             models = self._quick.ps().models
         return {str(m.name): (int(m.size or 0), int(m.size_vram or 0)) for m in models}
 
+    def loaded_digests(self) -> set[str]:
+        """Digests of the manifests that the models in memory were loaded by."""
+        with self._asking("list its loaded models"):
+            return {str(model.digest) for model in self._quick.ps().models}
+
     def copy(self, source: str, destination: str) -> None:
         with self._asking(f"name the model {destination}"):
             self._quick.copy(source, destination)

@@ -46,6 +46,8 @@ class Shown:
     remote_host: str
     #: Type of most of its weights, in Ollama's words.
     quantization: str
+    #: How many parameters it has, in Ollama's words: `4.3B` for instance.
+    parameters_said: str
     #: What is in use: a Go template, or the Jinja template of the GGUF.
     template: str
     system: str
@@ -76,6 +78,7 @@ def read_shown(shown: Mapping[str, Any]) -> Shown:
         format=_text(details, "format"),
         remote_host=_text(shown, "remote_host") or _text(shown, "remote_model"),
         quantization=_text(details, "quantization_level"),
+        parameters_said=_text(details, "parameter_size"),
         template=_text(shown, "template"),
         system=_text(shown, "system"),
         parameters=read_parameters(_text(shown, "parameters")),

@@ -17,7 +17,7 @@ from ollama_trainer.modelfile import Modelfile, tuned_modelfile
 from ollama_trainer.ollama.shield import protect_chat_template
 from ollama_trainer.ollama_prompts import is_rendered_by_ollama
 from ollama_trainer.pipeline.scales import WHOLE
-from ollama_trainer.records import BaseGguf, OllamaModel
+from ollama_trainer.records import BaseGguf, OllamaModel, RunSpec
 
 _TEMPLATE_KEY = "tokenizer.chat_template"
 
@@ -32,7 +32,7 @@ def export(
     statistics: Path | None = None,
     scales: GgufFile | None = None,
     base_digest: str | None = None,
-    run_id: str | None = None,
+    run: RunSpec | None = None,
     add_template: bool = True,
     seed: int,
     model: OllamaModel | None = None,
@@ -44,7 +44,8 @@ def export(
         quantization, at_least: as of `merge`; with `scales`, what these are.
         statistics: directory with statistics of the layers' inputs, for compensated rounding.
         scales: as of `merge`.
-        base_digest, run_id: to be written into the result, beside what is known here.
+        base_digest: to be written into the result, beside what is known here.
+        run: whose model it is; None where it is no run's.
         add_template: whether a base that brings no template gets that of its family: one that the
             adapter was trained with.
         model: what the base has in Ollama, if it is from there.
@@ -58,7 +59,9 @@ def export(
     provenance = Provenance(
         base_digest=base_digest,
         adapter_digest=adapter_digest(adapter),
-        run_id=run_id,
+        run_id=run.run_id if run else None,
+        job_id=run.job_id if run else None,
+        model=run.model_name if run else None,
         rounding="stochastic" if statistics is None else "compensated",
         seed=seed,
     )

@@ -37,7 +37,7 @@ from ollama_trainer.pipeline.residency import make_room
 from ollama_trainer.pipeline.scales import scales_of
 from ollama_trainer.pipeline.stages import Stages, check_snapshot, publishing_step, run_key
 from ollama_trainer.pipeline.verify import base_losses, can_be_mended, check_learned, judge
-from ollama_trainer.publishers import NOT_CHECKED, Publisher, PublisherOptions
+from ollama_trainer.publishers import NOT_CHECKED, NOT_DONE, Publisher, PublisherOptions
 from ollama_trainer.records import (
     Adapter,
     BaseGguf,
@@ -450,7 +450,7 @@ def _export_as(
             statistics=run.directory.statistics if spec.rounding == "compensated" else None,
             scales=scales,
             base_digest=base.digest,
-            run_id=spec.run_id,
+            run=spec,
             seed=spec.training.seed,
             model=base.ollama,
             progress=report,
@@ -498,6 +498,6 @@ def _publish(run: Run, name: str, model: FinishedModel) -> PublishedModel:
 
 def _told(run: Run, report: Callable[[float], None], fraction: float, what: str) -> None:
     """Passes on what a publisher reports; what it could not do is worth a note."""
-    if what.startswith(NOT_CHECKED):
+    if what.startswith((NOT_CHECKED, NOT_DONE)):
         run.note(what, {})
     report(fraction)

@@ -29,8 +29,8 @@ _LAYOUT = 1
 _PROGRAMS = ("torch", "transformers", "trl", "peft", "unsloth", "llama-cpp-python")
 #: Settings that say where a model goes and how often work is saved, not what it is.
 _NOT_OF_THE_MODEL = {
-    "publisher", "ollama_host", "name_prefix", "model_name", "cache_dir", "cache_gigabytes",
-    "checkpoint_every_s", "ollama_memory",
+    "publisher", "ollama_host", "name_prefix", "cache_dir", "cache_gigabytes", "checkpoint_every_s",
+    "ollama_memory",
 }  # fmt: skip
 
 

@@ -19,6 +19,8 @@ from ollama_trainer.records import ExpectedPrompt, GoldenChat, PublishedModel
 
 #: What a publisher's report begins with where something could not be checked.
 NOT_CHECKED = "not checked: "
+#: And where something beside the model itself could not be done.
+NOT_DONE = "not done: "
 #: Called with the fraction done, 0 to 1, and what is being done.
 Report = Callable[[float, str], None]
 

@@ -9,6 +9,8 @@ call of a tool comes back as one. Each of these fails by a name of its own (see 
 The model gets its own name by a copy (of a manifest, some hundred bytes) after it has answered, so
 that nothing half-made or untried is ever seen under that name, not even when the worker is killed.
 
+Then the job's alias moves to it (`_alias.py`).
+
 A name that is taken is never overwritten. Whether what is there is the same model is told by the
 digest of the manifest: one Ollama makes the same one of the same file, parameters and licence,
 although some versions rewrite the file and no digest of it can be foretold. (After an update of
@@ -28,7 +30,7 @@ from ollama_trainer.errors import CapabilitiesLost, OllamaUnreachable, PublishEr
 from ollama_trainer.modelfile import Modelfile, check_model_name
 from ollama_trainer.ollama import open_api
 from ollama_trainer.ollama.host import Endpoint, resolve
-from ollama_trainer.publishers import NOT_CHECKED, PublisherOptions, Report
+from ollama_trainer.publishers import NOT_CHECKED, PublisherOptions, Report, _alias
 from ollama_trainer.publishers._prompts import check_prompts, check_template
 from ollama_trainer.publishers._stored import check_stored, stored_file
 from ollama_trainer.publishers._trial import (
@@ -114,6 +116,7 @@ class OllamaPublisher:
                 api.delete(trial)
             except PublishError as error:
                 report(0.99, f"the name for trial {trial} is left behind: {error.cause}")
+            _alias.move(api, canonical, report)
         report(1.0, f"published as {canonical}")
         return PublishedModel(ref=canonical, next_command=f"ollama run {canonical}")
 
@@ -274,6 +277,7 @@ class OllamaPublisher:
             api.check_version()
             doomed = _trials(api, name)
             if named and name in api.listed():
+                _alias.take_back(api, name)
                 doomed.append(name)
             for model in doomed:
                 if model in api.loaded():

@@ -64,7 +64,9 @@ class Submission:
                 "quantization": self.quantization or settings.quantization,
                 "ollama_host": settings.ollama_host,
                 "name_prefix": settings.name_prefix,
-                "model_name": model_name(settings.name_prefix, self.job_id, self.run_id),
+                "model_name": model_name(
+                    settings.name_prefix, self.job_id, self.run_id, settings.name_template
+                ),
                 "cache_dir": DataDirectory(settings.data_dir).cache,
                 "training": self.training or settings.training,
                 "dataset": self.dataset or settings.dataset,

@@ -134,12 +134,12 @@ class Recovered:
 
 
 def sha256(path: Path) -> str:
-    """Of a file; of a model without the id of its run, which it names."""
+    """Of a file; of a model without the id and the name of its run, which it tells."""
     data = path.read_bytes()
     if path.suffix == ".gguf":
         gguf = read_gguf(path)
-        named = "general.ollama_trainer.run"
-        entries = [entry.raw for key, entry in gguf.metadata.items() if key != named]
+        named = [f"general.ollama_trainer.{of_run}" for of_run in ("run", "model")]
+        entries = [entry.raw for key, entry in gguf.metadata.items() if key not in named]
         data = b"".join([*entries, repr(gguf.tensors).encode(), data[gguf.data_start :]])
     return hashlib.sha256(data).hexdigest()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,23 @@ from ollama_trainer.gguf.provenance import (
     Provenance,
     adapter_digest,
     digest_of,
+    in_a_line,
+    told_by,
     with_provenance,
 )
 from tests.small_gguf import copied, digest, rewritten, write
 
 MADE = Provenance(
-    base_digest="ab" * 32, adapter_digest="cd" * 32, run_id="run-ü-7", rounding="stochastic",
-    seed=2**32 - 1, tool_version="7.8.9",
+    base_digest="ab" * 32, adapter_digest="cd" * 32, run_id="run-ü-7", job_id="Jöb 1\0\n'\\'",
+    model="me/tuned-job-1:run-7", rounding="stochastic", seed=2**32 - 1, tool_version="7.8.9",
 )  # fmt: skip
 SAID = {
     "general.ollama_trainer.version": "7.8.9",
     "general.ollama_trainer.base.digest": "sha256:" + "ab" * 32,
     "general.ollama_trainer.adapter.digest": "sha256:" + "cd" * 32,
     "general.ollama_trainer.run": "run-ü-7",
+    "general.ollama_trainer.job": r"Jöb 1\x00\n'\\'",
+    "general.ollama_trainer.model": "me/tuned-job-1:run-7",
     "general.ollama_trainer.rounding": "stochastic",
     "general.ollama_trainer.seed": 2**32 - 1,
 }
@@ -69,7 +74,7 @@ def test_it_stands_before_what_llama_quantize_puts_last(tmp_path: Path) -> None:
     ]
     assert twice[0] == twice[1]
     keys = list(read_gguf(tmp_path / "0.gguf").metadata)
-    assert keys[-8:] == [*SAID, "general.quantization_version", "general.file_type"]
+    assert keys[-10:] == [*SAID, "general.quantization_version", "general.file_type"]
 
 
 def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
@@ -81,6 +86,16 @@ def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
         "general.ollama_trainer.base.digest": "sha256:" + "ef" * 32,
         "general.ollama_trainer.seed": 0,
     }
+
+
+def test_what_is_told_is_read_back(tmp_path: Path) -> None:
+    """As Ollama's /api/show hands it out, which leaves out what is long."""
+    after = with_provenance(small(tmp_path, name="Tiny").metadata, MADE)
+    told = {key: entry.value for key, entry in after.items()} | {"tokenizer.ggml.tokens": None}
+    assert told_by(told) == replace(MADE, job_id=in_a_line("Jöb 1\0\n'\\'"))
+    assert told_by({"general.name": "Tiny", "general.ollama_trainers.run": "x"}) is None
+    strange = {"general.ollama_trainer.model": 7, "general.ollama_trainer.seed": "x"}
+    assert told_by(strange) == Provenance(tool_version="")
 
 
 def test_the_base_becomes_the_parent(tmp_path: Path) -> None:
