@@ -43,8 +43,10 @@ class Server:
     url: str
     files: Files
     fake: FakeOllama | None
-    #: Names begin with this, so that a shared server can be cleaned up.
-    prefix: str = field(default_factory=lambda: f"contract-{uuid.uuid4().hex[:8]}-")
+    #: Names begin with this, so that a shared server can be cleaned up; no size of models is in it.
+    prefix: str = field(
+        default_factory=lambda: f"contract-{uuid.uuid4().hex[:8].replace('b', 'g')}-"
+    )
 
     @property
     def refuses_adapters(self) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from ollama_trainer import publishers
+from ollama_trainer.gguf.provenance import in_a_line
 from ollama_trainer.modelfile import modelfile_for
 from ollama_trainer.names import model_name
 from ollama_trainer.publishers import Publisher, PublisherOptions
 from ollama_trainer.testing import tiny_gguf
+from tests.servable import write_servable
 
 from .conftest import Server
 
@@ -46,6 +48,8 @@ class Runs:
 
     def __init__(self, server: Server, folder: Path) -> None:
         self.server, self.folder = server, folder
+        #: A model of some kilobytes that every kind of server takes, and that nobody made.
+        self.source = write_servable(folder / "source.gguf", template=server.files.jinja)
         #: What the last publishing reported.
         self.notes: list[str] = []
 
@@ -54,9 +58,9 @@ class Runs:
 
     def gguf(self, job: str, run: str, **told: str) -> Path:
         """The file of a run's model; of the same one each time."""
-        own = {"version": "1", "run": run, "job": job, "model": self.name(job, run)}
+        own = {"version": "1", "run": run, "job": in_a_line(job), "model": self.name(job, run)}
         path = self.folder / run / "model.gguf"
-        return path if path.exists() else written(path, self.server.files.protected, **own | told)
+        return path if path.exists() else written(path, self.source, **own | told)
 
     def publish(self, job: str, run: str, **told: str) -> str:
         self.notes = []
@@ -67,6 +71,12 @@ class Runs:
             lambda _, note: self.notes.append(note),
         )
         return ref.ref
+
+    def publish_foreign(self, name: str) -> str:
+        """Publishes a model that says nothing of any run."""
+        path = self.folder / "foreign" / "model.gguf"
+        path = path if path.exists() else written(path, self.source)
+        return self.publisher().publish(path, MODELFILE, name, lambda *_: None).ref
 
     def publisher(self) -> Publisher:
         options = PublisherOptions(ollama_host=self.server.url, num_thread=2)

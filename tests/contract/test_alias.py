@@ -11,7 +11,7 @@ from ollama_trainer.ollama.api import OllamaApi
 from ollama_trainer.testing.fake_ollama import FakeOllama
 
 from .conftest import Files, Server
-from .made import MODELFILE, Runs
+from .made import Runs
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_who_has_that_name_keeps_it(server: Server, runs: Runs, holder: str) -> 
     """A model that somebody else made, or made of one of ours, is not overwritten."""
     alias = runs.name("job", "latest")
     if holder == "foreign":
-        runs.publisher().publish(server.files.protected, MODELFILE, alias, lambda *_: None)
+        runs.publish_foreign(alias)
     elif holder == "built on ours":
         first = runs.publish("job", "r0")
         body = {"model": alias, "from": first, "system": "You are mine.", "stream": False}
@@ -80,7 +80,7 @@ def test_who_has_that_name_keeps_it(server: Server, runs: Runs, holder: str) -> 
 
 def test_a_model_that_does_not_say_whose_it_is_gets_none(server: Server, runs: Runs) -> None:
     name = server.name()
-    runs.publisher().publish(server.files.protected, MODELFILE, name, lambda *_: None)
+    runs.publish_foreign(name)
     assert server.names() == [name]
 
 

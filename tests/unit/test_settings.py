@@ -105,6 +105,7 @@ def test_path_lists_are_split_as_the_platform_does(
         ("learning_rate", "2", "at most 1"),
         ("dataset_roots", "relative", "absolute"),
         ("name_prefix", "UPPER", "tuned-"),
+        ("name_template", "{job}:latest", "{prefix}{job}:{run}"),
         ("backend", "../x", "unsloth"),
         ("replay", "never", "'off'"),
         ("replay", "0", "'off'"),

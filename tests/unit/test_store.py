@@ -73,6 +73,11 @@ async def test_an_accepted_run_is_stored_whole(store: RunStore) -> None:
     assert run.created_at.endswith("+00:00")
 
 
+def test_a_runs_model_is_called_as_the_settings_say() -> None:
+    settings = Settings(name_prefix="x-", name_template="me/{job}.{prefix}1:v-{run}")
+    assert submission("R1").spec(settings).model_name == "me/job.x-1:v-r1"
+
+
 def test_a_run_has_the_columns_of_its_table_in_their_order(store: RunStore, tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "trainer.db") as other:
         columns = [name for _, name, *_ in other.execute("PRAGMA table_info (runs)")]
