@@ -338,3 +338,26 @@ def test_a_refusal_of_ollamas_is_one_of_the_base(fake: FakeOllama) -> None:
     with pytest.raises(BaseModelError, match="OLLAMA_HOST"):
         resolve_base("m:1", None, "ftp://x")
     assert not issubclass(BaseModelError, PublishError)
+
+
+@pytest.mark.parametrize(
+    ("model", "renderer"), [("neat-12b", "gemma4-large"), ("neat", "gemma4-small")]
+)
+def test_a_renderer_that_the_name_chose_is_told_by_its_own(
+    server: Server, model_file: Path, tmp_path: Path, model: str, renderer: str
+) -> None:
+    """Ollama looks for sizes in names, and a tuned model has another name than its base."""
+    name = put(server, server.name(model), model_file, renderer="gemma4", parser="gemma4")
+    _, base = found(server, name, tmp_path)
+    assert base.renderer == renderer
+    if server.fake is not None:
+        return  # which does not know how to render by either
+    other = put(server, server.name("other", "r1"), model_file, renderer=renderer, parser="gemma4")
+    body = {
+        "messages": [{"role": "user", "content": "Who?"}], "think": False, "stream": False,
+        "_debug_render_only": True,
+    }  # fmt: skip
+    answers = [
+        server.ask("POST", "/api/chat", body | {"model": each}).json() for each in (name, other)
+    ]
+    assert answers[0]["_debug_info"] == answers[1]["_debug_info"]
