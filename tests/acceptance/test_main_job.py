@@ -88,7 +88,7 @@ def test_the_command_publishes_and_says_what_to_type(tmp_path: Path, few_rows: P
             check=False,
         )
     assert done.returncode == 0, done.stdout + done.stderr
-    name = re.search(r"^ollama run (tuned-my-agent-[0-9a-f]{8}:[0-9a-f-]{36})$", done.stdout, re.M)
+    name = re.search(r"^ollama run (tuned-my-agent-[c-v]{10}:[0-9a-f-]{36})$", done.stdout, re.M)
     assert name is not None, done.stdout
     assert f"completed: {name[1]}" in done.stdout
     assert re.search(r"step \d/4 ", done.stdout)

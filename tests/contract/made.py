@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ollama_trainer import publishers
@@ -18,12 +19,12 @@ MODELFILE = modelfile_for(stops=["<|im_end|>"], num_ctx=512, num_predict=4)
 _OWN = "general.ollama_trainer."
 
 
-def written(path: Path, source: Path, *, unsorted: bool = False, **told: str) -> Path:
+def written(path: Path, source: Path, told: Mapping[str, str], *, unsorted: bool = False) -> Path:
     """A copy of a GGUF that tells more of itself.
 
     Args:
+        told: key below `general.ollama_trainer`, with `__` for a dot -> value.
         unsorted: whether its keys are in an order in which Ollama would not write them.
-        told: below `general.ollama_trainer`, with `__` for a dot.
     """
     info = tiny_gguf.read(source)
     for key, value in told.items():
@@ -60,7 +61,7 @@ class Runs:
         """The file of a run's model; of the same one each time."""
         own = {"version": "1", "run": run, "job": in_a_line(job), "model": self.name(job, run)}
         path = self.folder / run / "model.gguf"
-        return path if path.exists() else written(path, self.source, **own | told)
+        return path if path.exists() else written(path, self.source, own | told)
 
     def publish(self, job: str, run: str, **told: str) -> str:
         self.notes = []
@@ -75,7 +76,7 @@ class Runs:
     def publish_foreign(self, name: str) -> str:
         """Publishes a model that says nothing of any run."""
         path = self.folder / "foreign" / "model.gguf"
-        path = path if path.exists() else written(path, self.source)
+        path = path if path.exists() else written(path, self.source, {})
         return self.publisher().publish(path, MODELFILE, name, lambda *_: None).ref
 
     def publisher(self) -> Publisher:

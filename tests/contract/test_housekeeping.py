@@ -184,7 +184,7 @@ def test_uploads_that_ollama_wrote_anew_are_told(
     for run in ("r1", "r2"):
         own = {"version": "1", "run": run, "job": job(runs), "model": runs.name(job(runs), run)}
         path = runs.folder / run / "model.gguf"
-        written(path, runs.source, unsorted=True, **own)
+        written(path, runs.source, own, unsorted=True)
         directory = DataDirectory(tmp_path / "data").run(run)
         directory.gguf.parent.mkdir(parents=True)
         directory.gguf.write_bytes(path.read_bytes())

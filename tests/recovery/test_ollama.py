@@ -67,7 +67,9 @@ def events(keeper: Keeper, run: str) -> list[dict[str, Any]]:
 
 
 def names(ollama: FakeOllama) -> list[str]:
-    return [model.short_name for model in ollama.store.models()]
+    """All but the job's alias."""
+    found = [model.short_name for model in ollama.store.models()]
+    return [name for name in found if name != "tuned-job:latest"]
 
 
 def test_away_at_the_end_costs_no_training(

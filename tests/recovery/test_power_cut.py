@@ -92,7 +92,7 @@ def cut(folder: Path, recorded: Path, ollama: FakeOllama, n_cuts: int) -> None:
             assert sha256(gguf) == wanted
         shutil.rmtree(copy)
     assert sorted(model.short_name for model in ollama.store.models()) == sorted(
-        f"tuned-job:{run}" for run in accepted
+        f"tuned-job:{tag}" for tag in [*accepted, "latest"]
     )
 
 
