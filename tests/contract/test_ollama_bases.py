@@ -352,12 +352,15 @@ def test_a_renderer_that_the_name_chose_is_told_by_its_own(
     assert base.renderer == renderer
     if server.fake is not None:
         return  # which does not know how to render by either
-    other = put(server, server.name("other", "r1"), model_file, renderer=renderer, parser="gemma4")
+    others = [
+        put(server, server.name(each, "r1"), model_file, renderer=each, parser="gemma4")
+        for each in (renderer, *{"gemma4-large", "gemma4-small"} - {renderer})
+    ]
     body = {
         "messages": [{"role": "user", "content": "Who?"}], "think": False, "stream": False,
         "_debug_render_only": True,
     }  # fmt: skip
     answers = [
-        server.ask("POST", "/api/chat", body | {"model": each}).json() for each in (name, other)
+        server.ask("POST", "/api/chat", body | {"model": each}).json() for each in (name, *others)
     ]
-    assert answers[0]["_debug_info"] == answers[1]["_debug_info"]
+    assert answers[0]["_debug_info"] == answers[1]["_debug_info"] != answers[2]["_debug_info"]
