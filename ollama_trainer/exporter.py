@@ -12,12 +12,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from ollama_trainer.bases.digests import digest_of
 from ollama_trainer.errors import ExportError, InvalidRequest, TrainerError
 from ollama_trainer.executors.exporting import Exported, ExportLine, ExportQuestion
 from ollama_trainer.executors.parentwatch import exit_with_parent
 from ollama_trainer.gguf.adapter import read_adapter
 from ollama_trainer.gguf.file import GgufFile, read_gguf
-from ollama_trainer.gguf.provenance import digest_of
 from ollama_trainer.gguf.statistics import InputStatistics
 from ollama_trainer.manifests import file_sha256
 from ollama_trainer.pipeline.export import check_quantization, export

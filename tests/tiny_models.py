@@ -194,3 +194,22 @@ def _write_tensor(writer: Any, name: str, values: NDArray[np.float32], kind: str
         raw = libgguf.quantize_rows_raw(form, np.ascontiguousarray(values), *values.shape)
         rows = np.frombuffer(raw, dtype=np.uint8).reshape(len(values), -1)
         writer.add_tensor(gguf_name(name), rows, raw_dtype=form)
+
+
+def split_gguf(whole: Path, directory: Path) -> list[Path]:
+    """The same model in files of seven tensors, written by gguf."""
+    from gguf import GGUFReader, GGUFWriter
+
+    reader = GGUFReader(whole)
+    writer = GGUFWriter(directory / "split.gguf", "llama", split_max_tensors=7)
+    for key, field in reader.fields.items():
+        if not key.startswith(("GGUF.", "general.architecture")):
+            sub_type = field.types[1] if len(field.types) > 1 else None
+            writer.add_key_value(key, field.contents(), field.types[0], sub_type=sub_type)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(directory.glob("split-*.gguf"))

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ollama_trainer.bases.digests import sha256_of
+from ollama_trainer.bases.digests import digest_of
 from ollama_trainer.bases.permissions import not_allowed
 from ollama_trainer.errors import BaseModelError
 from ollama_trainer.gguf.file import GgufFile, read_gguf
-from ollama_trainer.gguf.provenance import digest_of
 from ollama_trainer.records import BaseGguf
 
 
@@ -44,6 +43,6 @@ def load(
     return BaseGguf(
         name=name,
         gguf=gguf.path,
-        digest=sha256_of(path, cache) if len(gguf.parts) == 1 else digest_of(gguf),
+        digest=digest_of(gguf, cache),
         license=str(gguf.get("general.license", "")),
     )

@@ -7,14 +7,13 @@ the same base, adapter and seed give the same bytes.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ollama_trainer import __version__
-from ollama_trainer.errors import ExportError, GgufError
+from ollama_trainer.errors import ExportError
 from ollama_trainer.gguf.adapter import WEIGHTS_NAME
 from ollama_trainer.gguf.file import Entry, GgufFile, string_entry, uint32_entry
 from ollama_trainer.manifests import file_sha256
@@ -23,14 +22,13 @@ _OWN = "general.ollama_trainer."
 _PARENTS = "general.base_model."
 #: What the specification has for a model and, in the same words, for its parents.
 _OF_A_PARENT = ("name", "author", "version", "organization", "url", "doi", "uuid", "repo_url")
-_READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
     """What a model was made of. What is None is not known, and left out."""
 
-    #: As `digest_of` and `adapter_digest` give them: SHA-256, lower-case hex.
+    #: As `bases.digests.digest_of` and `adapter_digest` give them: SHA-256, lower-case hex.
     base_digest: str | None = None
     adapter_digest: str | None = None
     run_id: str | None = None
@@ -135,23 +133,6 @@ def _prefixed(digest: str | None) -> str | None:
 
 def _bare(digest: str | None) -> str | None:
     return None if digest is None else digest.removeprefix("sha256:")
-
-
-def digest_of(gguf: GgufFile) -> str:
-    """SHA-256 of the file, or of a model's files one after the other, as lower-case hex.
-
-    Raises:
-        GgufError: they cannot be read.
-    """
-    digest = hashlib.sha256()
-    for part in gguf.parts:
-        try:
-            with part.path.open("rb") as handle:
-                while data := handle.read(_READ_BYTES):
-                    digest.update(data)
-        except OSError as error:
-            raise GgufError(f"{part.path} cannot be read: {error.strerror}") from error
-    return digest.hexdigest()
 
 
 def adapter_digest(directory: Path) -> str:

@@ -14,9 +14,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from ollama_trainer.bases import HF_PREFIX, resolve_base
-from ollama_trainer.bases.digests import sha256_of
+from ollama_trainer.bases.digests import digest_of
 from ollama_trainer.bases.permissions import not_allowed
-from ollama_trainer.errors import BaseModelError
+from ollama_trainer.errors import BaseModelError, GgufError
+from ollama_trainer.gguf.file import read_gguf
 from ollama_trainer.pipeline.keep import linked
 from ollama_trainer.pipeline.plan import check_trainable
 from ollama_trainer.pipeline.survey import only_trainable
@@ -75,19 +76,23 @@ def _find(spec: RunSpec, note: Note, alive: Callable[[], None]) -> BaseGguf:
 
 
 def still_there(base: BaseGguf, spec: RunSpec) -> BaseGguf:
-    """The same base, once it was seen that its file is what it was.
+    """The same base, once it was seen that its file, with all its parts, is what it was.
 
     Raises:
         BaseModelError: it is not.
     """
     try:
-        if sha256_of(base.gguf, spec.cache_dir) == base.digest:
+        # What may not be read is told from what is gone.
+        base.gguf.open("rb").close()
+        if digest_of(read_gguf(base.gguf), spec.cache_dir) == base.digest:
             return base
         what = f"{base.gguf} is another file than the one that this run began with"
     except PermissionError as error:
         raise not_allowed(base.name, base.gguf) from error
     except OSError:
         what = f"{base.gguf} is gone"
+    except GgufError as error:
+        what = error.cause
     if base.name.startswith(HF_PREFIX):
         # Its GGUF is this program's own and can be made again.
         again = resolve_base(base.name, spec.cache_dir, check=check_trainable)

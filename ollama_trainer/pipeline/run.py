@@ -415,7 +415,7 @@ def _export(
     check_learned(figures)
     run.metrics |= {
         "gguf_bytes": done.n_bytes,
-        "base_bytes": (scales or gguf).path.stat().st_size,
+        "base_bytes": sum(part.path.stat().st_size for part in (scales or gguf).parts),
         "tensors_compensated": done.n_compensated,
         "tensors_touched": done.n_touched,
     }

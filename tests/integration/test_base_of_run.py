@@ -27,7 +27,7 @@ from ollama_trainer.testing import tiny_gguf
 from ollama_trainer.testing.fake_ollama import FakeOllama
 from ollama_trainer.workspace import RunDirectory
 from tests.ollama_models import create
-from tests.tiny_models import tiny_model, write_gguf
+from tests.tiny_models import split_gguf, tiny_model, write_gguf
 
 
 @pytest.fixture(scope="module")
@@ -292,6 +292,34 @@ def test_a_file_that_was_written_over_is_told_so(
     shutil.copyfile(other, mine)
     with pytest.raises(BaseModelError, match="another file than the one that this run began with"):
         runs.base()
+
+
+@pytest.mark.parametrize("damage", ["another", "short", "gone"])
+def test_a_change_of_a_later_part_is_told(
+    ollama: FakeOllama, model: Path, tmp_path: Path, damage: str
+) -> None:
+    """Training read all of them, and so will the export."""
+    first, second, *_ = split_gguf(model, tmp_path)
+    runs = Runs(tmp_path, ollama, base=f"gguf:{second}")
+    base = runs.base()
+    assert base.gguf == first
+    assert still_there(base, runs.spec) == base == runs.base()
+    data = second.read_bytes()
+    whats = {
+        "another": f"{first} is another file than the one that this run began with",
+        "short": f"{second} ",
+        "gone": f"{second} is missing",
+    }
+    if damage == "gone":
+        second.unlink()
+    else:
+        second.write_bytes(data[:-1] + bytes([data[-1] ^ 1]) if damage == "another" else data[:-64])
+    with pytest.raises(BaseModelError, match="is no longer there"):
+        still_there(base, runs.spec)
+    with pytest.raises(BaseModelError, match="is no longer there") as caught:
+        runs.base()
+    assert whats[damage] in caught.value.cause
+    assert "new run" in caught.value.remedy
 
 
 def test_what_was_converted_here_is_made_again(

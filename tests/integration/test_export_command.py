@@ -25,7 +25,15 @@ from ollama_trainer.executors import exporting
 from ollama_trainer.executors.exporting import Exported, ExportQuestion, export_adapter
 from ollama_trainer.gguf.file import GgufFile, read_gguf
 from ollama_trainer.llama import open_llama
-from tests.tiny_models import HEADS, HIDDEN, gguf_name, rotary_pairs, tiny_model, write_gguf
+from tests.tiny_models import (
+    HEADS,
+    HIDDEN,
+    gguf_name,
+    rotary_pairs,
+    split_gguf,
+    tiny_model,
+    write_gguf,
+)
 
 Weights = NDArray[np.float32]
 EXPORT = (sys.executable, "-m", "ollama_trainer", "export")
@@ -187,28 +195,9 @@ def test_statistics_of_another_model_are_refused(sources: Sources, tmp_path: Pat
     assert "know no layer that the adapter changes" in done.stderr
 
 
-def parts_of(whole: Path, directory: Path) -> list[Path]:
-    """The same model in files of seven tensors, written by gguf."""
-    from gguf import GGUFReader, GGUFWriter
-
-    reader = GGUFReader(whole)
-    writer = GGUFWriter(directory / "split.gguf", "llama", split_max_tensors=7)
-    for key, field in reader.fields.items():
-        if not key.startswith(("GGUF.", "general.architecture")):
-            sub_type = field.types[1] if len(field.types) > 1 else None
-            writer.add_key_value(key, field.contents(), field.types[0], sub_type=sub_type)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return sorted(directory.glob("split-*.gguf"))
-
-
 async def test_a_split_base_is_merged_as_a_whole_one(sources: Sources, tmp_path: Path) -> None:
     """Large models come so; the result is one file, whichever part is named."""
-    second = parts_of(sources.q4_0, tmp_path)[1]
+    second = split_gguf(sources.q4_0, tmp_path)[1]
     whole = await export_adapter(asked(sources, tmp_path / "whole"))
     joined = await export_adapter(asked(sources, tmp_path / "joined", base=second))
     # They name what they were made of: one file, or several.

@@ -9,21 +9,23 @@ from pathlib import Path
 import pytest
 
 from ollama_trainer.bases import digests
-from ollama_trainer.bases.digests import sha256_of
-from ollama_trainer.manifests import file_sha256
+from ollama_trainer.bases.digests import digest_of, sha256_of
+from ollama_trainer.errors import GgufError
+from ollama_trainer.gguf.file import read_gguf
+from tests.small_gguf import write
 
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files whose digest was counted."""
     seen: list[Path] = []
-    count = file_sha256
+    count = digests._counted
 
-    def noted(path: Path) -> str:
-        seen.append(path)
-        return count(path)
+    def noted(paths: tuple[Path, ...]) -> str:
+        seen.extend(paths)
+        return count(paths)
 
-    monkeypatch.setattr(digests, "file_sha256", noted)
+    monkeypatch.setattr(digests, "_counted", noted)
     return seen
 
 
@@ -85,3 +87,44 @@ def test_where_nothing_can_be_remembered_it_is_counted(tmp_path: Path, counted: 
     for _ in range(2):
         assert sha256_of(path, cache) == digest(b"content")
     assert len(counted) == 2
+
+
+def split_model(folder: Path) -> list[Path]:
+    """The files of a model in several."""
+    write(folder / "model.gguf", split_max_tensors=5)
+    parts = sorted(folder.glob("model-*.gguf"))
+    assert len(parts) > 2
+    return parts
+
+
+def test_a_models_digest_is_what_sha256sum_prints(tmp_path: Path) -> None:
+    """`sha256sum FILE`, or `cat PARTS | sha256sum`: nobody needs this program to check one."""
+    whole = write(tmp_path / "whole.gguf")
+    assert digest_of(read_gguf(whole)) == sha256_of(whole) == digest(whole.read_bytes())
+    parts = split_model(tmp_path)
+    expected = digest(b"".join(part.read_bytes() for part in parts))
+    assert {digest_of(read_gguf(part)) for part in parts} == {expected}
+
+
+@pytest.mark.parametrize("which", [0, 1, -1])
+def test_every_part_of_a_model_counts(tmp_path: Path, counted: list[Path], which: int) -> None:
+    """Counted once, and all of them again when one has changed."""
+    parts, cache = split_model(tmp_path), tmp_path / "cache"
+    model = read_gguf(parts[0])
+    before = [digest_of(model, cache) for _ in range(2)]
+    assert counted == parts
+    data = parts[which].read_bytes()
+    parts[which].write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    expected = digest(b"".join(part.read_bytes() for part in parts))
+    assert [digest_of(model, cache) for _ in range(2)] == [expected] * 2
+    assert before[0] == before[1] != expected
+    assert counted == parts * 2
+
+
+@pytest.mark.parametrize("remembered", [True, False])
+def test_a_model_that_cannot_be_read_has_no_digest(tmp_path: Path, remembered: bool) -> None:
+    """A run directory that was pruned, say."""
+    file = read_gguf(write(tmp_path / "x.gguf"))
+    file.path.unlink()
+    with pytest.raises(GgufError, match=r"x\.gguf cannot be read"):
+        digest_of(file, tmp_path / "cache" if remembered else None)
