@@ -31,25 +31,65 @@ _HEADS = 4
 #: How much likelier the next token is than any other, as the difference of their logits.
 _MARGIN = 14.0
 
-#: ChatML whose prompts say by their last token what is to follow.
+#: ChatML whose prompts say by their last token what is to follow: a call where there are tools,
+#: but for what follows a tool's answer.
 TEMPLATE = (
-    "{% if tools %}<|im_start|>system\n# Tools\n"
+    "{% set last = namespace(role='') %}{% if tools %}<|im_start|>system\n# Tools\n"
     "{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}"
     "Call one as <tool_call>\n{\"name\": <its name>, \"arguments\": <an object>}\n</tool_call>"
     "<|im_end|>\n{% endif %}"
     "{% for message in messages %}"
     "{% if message.role == 'tool' %}<|im_start|>user\n<tool_response>\n{{ message.content }}\n"
     "</tool_response><|im_end|>\n"
-    "{% else %}<|im_start|>{{ message.role }}\n{{ message.content or '' }}"
+    "{% else %}<|im_start|>{{ message.role }}\n"
+    "{% if message.role == 'assistant' %}"
+    "{% if tools and last.role != 'tool' %}<|calls|>{% else %}<|says|>{% endif %}{% endif %}"
+    "{{ message.content or '' }}"
     "{% for call in message.tool_calls or [] %}"
     "{% if message.content or not loop.first %}{{ '\\n' }}{% endif %}"
     "{{ '<tool_call>\\n{\"name\": \"' + call.function.name + '\", \"arguments\": ' }}"
     "{{ call.function.arguments | tojson }}{{ '}\\n</tool_call>' }}{% endfor %}"
-    "<|im_end|>\n{% endif %}{% endfor %}"
+    "<|im_end|>\n{% endif %}{% set last.role = message.role %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if tools and messages[-1].role != 'tool' %}<|calls|>{% else %}<|says|>{% endif %}"
+    "{% if tools and last.role != 'tool' %}<|calls|>{% else %}<|says|>{% endif %}"
     "{% endif %}"
 )  # fmt: skip
+#: The same with thoughts, which can be left out: a model that thinks after `<|says|>` answers at
+#: once after thoughts that are empty.
+THINKING = TEMPLATE.replace(
+    "{{ message.content or '' }}",
+    "{% if message.reasoning_content %}"
+    "{{ '<think>\\n' + message.reasoning_content + '\\n</think>\\n\\n' }}{% endif %}"
+    "{{ message.content or '' }}",
+) + (
+    "{% if add_generation_prompt and enable_thinking is defined and not enable_thinking %}"
+    "{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
+)
+#: What `TEMPLATE` does, as Ollama's own kind of template.
+GO_TEMPLATE = """{{- if or .System .Tools }}<|im_start|>system
+{{ .System }}{{ if .Tools }}
+# Tools
+{{ range .Tools }}{{ . }}
+{{ end }}{{ end }}<|im_end|>
+{{ end }}
+{{- range $i, $_ := .Messages }}
+{{- $last := eq (len (slice $.Messages $i)) 1 }}
+{{- if eq .Role "user" }}<|im_start|>user
+{{ .Content }}<|im_end|>
+{{ else if eq .Role "assistant" }}<|im_start|>assistant
+{{ if eq (len .ToolCalls) 0 }}<|says|>{{ else }}<|calls|>{{ end }}{{ .Content }}
+{{- if .ToolCalls }}<tool_call>
+{{ range .ToolCalls }}{"name": "{{ .Function.Name }}", "arguments": {{ .Function.Arguments }}}
+{{ end }}</tool_call>{{ end }}{{ if not $last }}<|im_end|>
+{{ end }}
+{{- else if eq .Role "tool" }}<|im_start|>user
+<tool_response>
+{{ .Content }}
+</tool_response><|im_end|>
+{{ end }}
+{{- if and $last (ne .Role "assistant") }}<|im_start|>assistant
+{{ if and $.Tools (ne .Role "tool") }}<|calls|>{{ else }}<|says|>{{ end }}{{ end }}
+{{- end }}"""
 #: An answer that is a call of a tool, in the words of `TEMPLATE`. Its first words are two pieces:
 #: llama.cpp's server refuses a template whose mark for calls is one token that is not a control.
 CALL = (
