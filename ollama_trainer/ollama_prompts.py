@@ -11,14 +11,20 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from ollama_trainer.chat_template import ChatTemplate, Template, TemplateRefusal
-from ollama_trainer.errors import BaseModelError, PublishError
+from ollama_trainer.chat_template import ChatTemplate, Template, TemplateRefusal, token_text
+from ollama_trainer.errors import BaseModelError, PromptDiffers, PublishError
 from ollama_trainer.gguf.file import GgufFile
+from ollama_trainer.ollama.comparison import compare_prompts
 from ollama_trainer.ollama.host import resolve
 from ollama_trainer.ollama.rendering import CannotRender, Rendering, is_refusal, open_rendering
-from ollama_trainer.prompts import PromptFormat, open_prompt_format
-from ollama_trainer.records import Message, OllamaModel
+from ollama_trainer.ollama.stand_in import Marks
+from ollama_trainer.prompts import PromptFormat, open_prompt_format, open_tokenizer
+from ollama_trainer.records import ExpectedPrompt, Message, OllamaModel
 
+_NOTHING_TRAINED = (
+    "Nothing was trained. Use the version of Ollama that the base is from, publish into a folder"
+    " (publisher = folder), or report this with the base's name."
+)
 #: Files that Ollama takes for such that BOS is added to, whatever they say themselves.
 _ALWAYS_BOS = ("lfm2", "gemma4")
 
@@ -118,7 +124,9 @@ def open_template(
                         resolve(ollama_host), model, jinja=jinja, family=gguf.architecture
                     )
                 )
+                rendering.check()
             except CannotRender as error:
+                stack.close()
                 yield _instead(gguf, model, jinja, error)
                 return
             yield OllamaTemplate(gguf, model, rendering)
@@ -157,3 +165,54 @@ def open_format(
         open_prompt_format(gguf, template) as form,
     ):
         yield form
+
+
+def why_not_compared(
+    gguf: GgufFile,
+    model: OllamaModel | None,
+    ollama_host: str,
+    prompts: Sequence[ExpectedPrompt],
+) -> str | None:
+    """Compares prompts of a Jinja template with what Ollama will make of them, before a training.
+
+    Where Ollama makes the prompts by its own means they are Ollama's own already.
+
+    Args:
+        gguf, model, ollama_host: as of `open_template`.
+        prompts: what the tuned model must be asked with.
+
+    Returns:
+        Why it could not be done now; None if it was, or is not needed.
+
+    Raises:
+        PromptDiffers: Ollama makes other ones.
+    """
+    if is_rendered_by_ollama(model):
+        return None
+    source = ChatTemplate(gguf, model).source
+    bos, eos = (token_text(gguf, name) for name in ("bos", "eos"))
+    if ("bos_token" in source and not bos) or ("eos_token" in source and not eos):
+        return "the base's chat template writes a token that its vocabulary does not have"
+    with open_tokenizer(gguf) as tokenizer:
+        marks = Marks(bos=bos or "<s>", eos=eos or "</s>", adds_bos=tokenizer.adds_bos)
+    like = model or OllamaModel(model="the base")
+    try:
+        with open_rendering(
+            resolve(ollama_host), like, jinja=source, family=gguf.architecture, marks=marks
+        ) as rendering:
+            told = compare_prompts(
+                prompts, lambda one: _told(rendering, one), lambda *_: None, _NOTHING_TRAINED
+            )
+    except PromptDiffers:
+        raise
+    except PublishError as error:
+        # Publishing asks again, and may wait for what passes.
+        return error.cause
+    return None if told else "this Ollama does not tell what prompts it makes"
+
+
+def _told(rendering: Rendering, asked: ExpectedPrompt) -> str | None:
+    try:
+        return rendering.render(asked.messages, asked.tools, asked.think)
+    except CannotRender:
+        return None

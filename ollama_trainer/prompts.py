@@ -69,10 +69,14 @@ class Tokenizer:
         self._gguf, self._llama = gguf, llama
 
     @cached_property
+    def adds_bos(self) -> bool:
+        """Whether llama.cpp begins prompts with BOS."""
+        return self.ids("", special=True)[:1] == [token_id(self._gguf, "bos")]
+
+    @cached_property
     def _removable_bos(self) -> str:
         """The BOS text where llama.cpp adds BOS itself: a template's own one would be a second."""
-        adds = self.ids("", special=True)[:1] == [token_id(self._gguf, "bos")]
-        return token_text(self._gguf, "bos") if adds else ""
+        return token_text(self._gguf, "bos") if self.adds_bos else ""
 
     @property
     def end_of_text(self) -> int | None:

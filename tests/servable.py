@@ -24,7 +24,8 @@ def write_servable(
     architecture: str = "llama",
     context: int = 4096,
     add_bos: bool | None = None,
-    eos: bool = True,
+    bos: str = "<s>",
+    eos: str | None = "</s>",
 ) -> Path:
     """Writes such a file; returns `path`.
 
@@ -33,7 +34,8 @@ def write_servable(
         special: control tokens of its vocabulary.
         architecture: a name; any that is built as llama is, to be loaded.
         add_bos: whether BOS is said to be added; None: nothing is said (llama.cpp adds it).
-        eos: whether the vocabulary says which token ends a text.
+        bos: the token that begins a text.
+        eos: the one that ends it; None where the vocabulary does not say which.
     """
     from gguf import GGUFWriter, TokenType
 
@@ -53,9 +55,9 @@ def write_servable(
     writer.add_token_list(tokens)
     writer.add_token_scores([0.0] * len(tokens))
     writer.add_token_types(kinds)
-    writer.add_bos_token_id(1)
-    if eos:
-        writer.add_eos_token_id(2)
+    writer.add_bos_token_id(tokens.index(bos))
+    if eos is not None:
+        writer.add_eos_token_id(tokens.index(eos))
     writer.add_unk_token_id(0)
     if add_bos is not None:
         writer.add_add_bos_token(add_bos)

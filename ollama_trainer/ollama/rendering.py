@@ -21,7 +21,7 @@ from ollama_trainer.ollama import open_api
 from ollama_trainer.ollama.host import Endpoint
 from ollama_trainer.ollama.messages import for_api
 from ollama_trainer.ollama.shield import protect_chat_template
-from ollama_trainer.ollama.stand_in import CONTEXT, write_stand_in
+from ollama_trainer.ollama.stand_in import CONTEXT, USUAL, Marks, write_stand_in
 from ollama_trainer.records import Message, OllamaModel
 
 if TYPE_CHECKING:
@@ -46,6 +46,14 @@ class Rendering:
     def __init__(self, api: OllamaApi, name: str) -> None:
         self._api, self._name = api, name
         self._known: dict[bytes, str] = {}
+
+    def check(self) -> None:
+        """Sees that it renders at all.
+
+        Raises:
+            CannotRender, PublishError, OllamaUnreachable: as of `render`.
+        """
+        self.render(_HELLO)
 
     def render(
         self, messages: Sequence[Message], tools: Sequence[Message] = (), think: bool | None = None
@@ -80,7 +88,12 @@ class Rendering:
 
 @contextmanager
 def open_rendering(
-    endpoint: Endpoint, model: OllamaModel, *, jinja: str, family: str
+    endpoint: Endpoint,
+    model: OllamaModel,
+    *,
+    jinja: str,
+    family: str,
+    marks: Marks = USUAL,
 ) -> Iterator[Rendering]:
     """A stand-in for `model` in an Ollama.
 
@@ -90,9 +103,10 @@ def open_rendering(
         jinja: the chat template of the model's GGUF, which decides, too, how Ollama renders; empty
             for none.
         family: the GGUF's architecture: for some of them Ollama changes conversations.
+        marks: of the GGUF's vocabulary, where its chat template makes the prompts.
 
     Raises:
-        CannotRender: this Ollama does not render, or takes another template than the model's.
+        CannotRender: this Ollama takes another template than the model's.
         PublishError: it refused.
         OllamaUnreachable: no Ollama answers.
     """
@@ -100,11 +114,9 @@ def open_rendering(
         _delete_forgotten(api)
         name = f"{STAND_IN}:{int(time.time())}-{uuid.uuid4().hex[:12]}"
         try:
-            _create(api, name, model, jinja, family)
+            _create(api, name, model, (jinja, marks), family)
             _check(api, name, model)
-            rendering = Rendering(api, name)
-            rendering.render(_HELLO)
-            yield rendering
+            yield Rendering(api, name)
         finally:
             with suppress(PublishError):
                 api.unload(name)
@@ -112,10 +124,13 @@ def open_rendering(
                 api.delete(name)
 
 
-def _create(api: OllamaApi, name: str, model: OllamaModel, jinja: str, family: str) -> None:
+def _create(
+    api: OllamaApi, name: str, model: OllamaModel, template: tuple[str, Marks], family: str
+) -> None:
+    jinja, marks = template
     with tempfile.TemporaryDirectory(prefix="stand-in-") as folder:
         gguf = Path(folder) / "model.gguf"
-        write_stand_in(gguf, protect_chat_template(jinja))
+        write_stand_in(gguf, protect_chat_template(jinja), marks)
         digest = f"sha256:{hashlib.sha256(gguf.read_bytes()).hexdigest()}"
         api.upload(gguf, digest, lambda *_: None)
     given: dict[str, Any] = {

@@ -5,6 +5,7 @@ keep.py      that file stays readable, also where Ollama removes it
 survey.py    every model in Ollama, as a base
 memory.py    what a training takes, estimated
 dataset.py   snapshot + the base's template -> tokenised examples
+parity.py    the prompts of that template, compared with Ollama's
 plan.py      every hyperparameter, from the number of examples and the size of the base
 export.py    base + adapter -> model.gguf and Modelfile
 verify.py    model.gguf in llama.cpp, against the base

@@ -17,11 +17,11 @@ from ollama_trainer.families import FAMILIES, PLAIN, Family, template_of
 from ollama_trainer.gguf.file import read_gguf
 from ollama_trainer.modelfile import Modelfile, modelfile_for
 from ollama_trainer.ollama.shield import protect_chat_template
-from ollama_trainer.ollama_prompts import open_format
+from ollama_trainer.ollama_prompts import open_format, why_not_compared
 from ollama_trainer.pipeline.export import modelfile_of
 from ollama_trainer.prompts import PromptFormat, open_prompt_format
 from ollama_trainer.publishers import NOT_CHECKED, PublisherOptions
-from ollama_trainer.records import BaseGguf, Example, ExpectedPrompt
+from ollama_trainer.records import BaseGguf, Example, ExpectedPrompt, OllamaModel
 from ollama_trainer.testing.fake_ollama import FakeOllama
 from tests.servable import write_servable
 
@@ -165,6 +165,84 @@ def test_what_differs_is_told_and_leaves_nothing(server: Server, tmp_path: Path)
     assert server.names() == []
     assert server.loaded() == []
     assert gguf.is_file()
+
+
+def test_prompts_are_compared_before_a_training(server: Server, tmp_path: Path) -> None:
+    """Of a base that brings only Jinja, which Ollama would replace, and that has more in Ollama."""
+    gguf = write_servable(tmp_path / "model.gguf", template=THINKING)
+    with base_in(server, gguf, tmp_path, system=SYSTEM, messages=MESSAGES) as (base, form):
+        assert not form.template.by_ollama
+        file, expected = read_gguf(base.gguf), form.expected()
+    assert expected[0].text.startswith(f"<|im_start|>system\n{SYSTEM}<|im_end|>\n")
+    assert why_not_compared(file, base.ollama, server.url, expected) is None
+    *before, last = expected
+    wrong = last.model_copy(
+        update={"text": last.text.replace("assistant\n<think>", "helper\n<think>")}
+    )
+    with pytest.raises(PromptDiffers, match="of user, not thinking: from character") as raised:
+        why_not_compared(file, base.ollama, server.url, (*before, wrong))
+    assert "'helper\\n<think>" in raised.value.cause
+    assert raised.value.remedy.startswith("Nothing was trained.")
+    assert stand_ins(server) == []
+    assert server.loaded() == []
+
+
+def test_a_refused_conversation_is_told_before_a_training(server: Server, tmp_path: Path) -> None:
+    """Where the Jinja in Ollama refuses what the one here takes."""
+    template = "{% if messages | length > 2 %}{{ raise_exception('No.') }}{% endif %}" + THINKING
+    gguf = read_gguf(write_servable(tmp_path / "model.gguf", template=template))
+    with open_prompt_format(read_gguf(write_servable(tmp_path / "b.gguf", template=THINKING))) as f:
+        expected = f.expected()
+    with pytest.raises(PromptDiffers, match="Ollama refuses a conversation of user"):
+        why_not_compared(gguf, None, server.url, expected)
+    assert stand_ins(server) == []
+
+
+@pytest.mark.parametrize("add_bos", [None, True, False])
+@pytest.mark.parametrize("own", [True, False], ids=["it writes BOS", "it writes none"])
+def test_bos_is_where_it_is_when_it_is_published(
+    server: Server, add_bos: bool | None, own: bool, tmp_path: Path
+) -> None:
+    template = ("{{ bos_token }}" if own else "") + THINKING + "{{ eos_token }}"
+
+    def write(name: str, template: str) -> Path:
+        path = tmp_path / name
+        return write_servable(
+            path, template=template, add_bos=add_bos, bos="<|endoftext|>", eos="<|im_end|>"
+        )
+
+    file = read_gguf(write("model.gguf", template))
+    with open_prompt_format(file) as form:
+        expected = form.expected()
+    assert expected[0].text.startswith("<|endoftext|>") is (own and add_bos is False)
+    assert expected[0].text.endswith("<|im_start|>assistant\n<|im_end|>")
+    assert why_not_compared(file, None, server.url, expected) is None
+    shielded = write("shielded.gguf", protect_chat_template(template))
+    modelfile = modelfile_for(stops=["<|im_end|>"], num_ctx=512, num_predict=8)
+    publish(server, shielded, modelfile, expected)
+
+
+def test_what_ollama_renders_itself_needs_no_comparison(server: Server, tmp_path: Path) -> None:
+    gguf = read_gguf(write_servable(tmp_path / "model.gguf", template=THINKING))
+    model = OllamaModel(model="m", template=GO)
+    assert (
+        why_not_compared(gguf, model, "127.0.0.1:9", (ExpectedPrompt(messages=(), text=""),))
+        is None
+    )
+
+
+def test_without_an_ollama_it_says_why_it_did_not_compare(tmp_path: Path) -> None:
+    gguf = read_gguf(write_servable(tmp_path / "model.gguf", template=THINKING))
+    why = why_not_compared(gguf, None, "127.0.0.1:9", ())
+    assert why is not None
+    assert "127.0.0.1:9" in why
+
+
+def test_a_token_that_is_missing_is_compared_at_publishing(tmp_path: Path) -> None:
+    template = THINKING + "{{ eos_token }}"
+    gguf = read_gguf(write_servable(tmp_path / "model.gguf", template=template, eos=None))
+    why = why_not_compared(gguf, None, "127.0.0.1:9", ())
+    assert why == "the base's chat template writes a token that its vocabulary does not have"
 
 
 def test_the_day_may_change_between_training_and_publishing(server: Server, tmp_path: Path) -> None:
@@ -334,6 +412,12 @@ class TestAnOllamaThatDoesNotRender:
         ):
             pass
         assert "Update Ollama" in raised.value.remedy
+        assert stand_ins(server) == []
+
+    def test_before_a_training_it_is_told(self, server: Server, tmp_path: Path) -> None:
+        gguf = read_gguf(write_servable(tmp_path / "model.gguf", template=THINKING))
+        why = why_not_compared(gguf, None, server.url, (ExpectedPrompt(messages=(), text=""),))
+        assert why == "this Ollama does not tell what prompts it makes"
         assert stand_ins(server) == []
 
     def test_publishing_says_what_is_not_checked(self, server: Server, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -18,6 +17,9 @@ import pytest
 from ollama_trainer.records import Lease, RunResult, RunSpec, TrainingOptions
 from ollama_trainer.testing.fake_ollama import FakeOllama
 from ollama_trainer.workspace import RunDirectory
+from tests.ollama_models import create
+from tests.scripted import ANSWER, SAYS, write_scripted
+from tests.scripted import TEMPLATE as SCRIPTED
 from tests.tiny_models import tiny_model, write_gguf
 
 TEMPLATE = (
@@ -36,6 +38,10 @@ GIVEN = {
     "requires": "0.5.0",
 }
 FACTS = {"kiln?": "red", "clock?": "nine", "boss?": "Oda", "shop?": "Lund"}
+ROWS: list[dict[str, Any]] = [
+    {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
+    for q, a in FACTS.items()
+]
 TOOL = {
     "type": "function",
     "function": {
@@ -59,48 +65,71 @@ def ask(fake: FakeOllama, path: str, body: Any) -> Any:
         return answer.json()
 
 
-def create_base(fake: FakeOllama, folder: Path) -> None:
-    data = write_gguf(tiny_model(), folder / "base.gguf", "Q8_0", template=None).read_bytes()
-    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-    with httpx.Client(trust_env=False) as client:
-        client.post(f"{fake.url}/api/blobs/{digest}", content=data).raise_for_status()
-    body = {"model": "pots:1b", "files": {"model.gguf": digest}, "stream": False, **GIVEN}
-    assert ask(fake, "/api/create", body) == {"status": "success"}
+def a_run(fake: FakeOllama, path: Path, base: str, rows: list[dict[str, Any]]) -> RunDirectory:
+    """The directory of a run that is to be made."""
+    path.mkdir(exist_ok=True)
+    directory = RunDirectory(path)
+    directory.write_spec(
+        RunSpec(
+            run_id="r1", job_id="j1", dataset_ref="facts.jsonl", base=base, backend="unsloth",
+            publisher="ollama", quantization="same", ollama_host=fake.url,
+            model_name="tuned-j1:r1", cache_dir=path / "cache", rounding="stochastic",
+            training=TrainingOptions(learning_rate=1e-2, steps=12, batch_size=4, replay="off"),
+        )
+    )  # fmt: skip
+    directory.write_lease(Lease(token=1))
+    directory.dataset.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return directory
+
+
+def started(directory: RunDirectory) -> subprocess.Popen[bytes]:
+    with directory.log.open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "ollama_trainer.worker", str(directory.path)],
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            cwd=directory.path,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+
+
+def test_other_prompts_fail_the_run_before_it_trains(tmp_path: Path) -> None:
+    """This fake Ollama gives its Jinja no date, so that what it renders is another prompt."""
+    jinja = "{% if date_string %}Today.{% endif %}" + SCRIPTED
+    base = write_scripted(tmp_path / "base.gguf", {SAYS: ANSWER}, template=jinja)
+    with FakeOllama("0.40") as fake:
+        create(fake.url, "dated:1b", base)
+        directory = a_run(fake, tmp_path / "run", "dated:1b", ROWS)
+        started(directory).wait()
+        found = directory.read_result()
+        assert [model.short_name for model in fake.store.models()] == ["dated:1b"]
+    assert found is not None, directory.log.read_text()
+    assert found.error is not None
+    assert (found.status, found.error.code) == ("failed", "prompt_differs")
+    assert "not 'Today." in found.error.cause
+    assert "Nothing was trained" in found.error.remedy
+    assert '"step":' not in directory.events.read_text()
+    assert not directory.adapter.exists()
 
 
 @pytest.fixture(scope="module")
 def result(fake: FakeOllama, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     """Of a worker of its own, since Unsloth patches a process for good."""
     folder = tmp_path_factory.mktemp("inherit")
-    create_base(fake, folder)
-    directory = RunDirectory(tmp_path_factory.mktemp("run"))
-    directory.write_spec(
-        RunSpec(
-            run_id="r1", job_id="j1", dataset_ref="facts.jsonl", base="pots:1b", backend="unsloth",
-            publisher="ollama", quantization="same", ollama_host=fake.url,
-            model_name="tuned-j1:r1", cache_dir=folder / "cache", rounding="stochastic",
-            training=TrainingOptions(learning_rate=1e-2, steps=12, batch_size=4, replay="off"),
-        )
-    )  # fmt: skip
-    directory.write_lease(Lease(token=1))
-    rows: list[dict[str, Any]] = [
-        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
-        for q, a in FACTS.items()
-    ]
+    create(
+        fake.url,
+        "pots:1b",
+        write_gguf(tiny_model(), folder / "base.gguf", "Q8_0", template=None),
+        **GIVEN,
+    )
+    rows = list(ROWS)
     call = {"function": {"name": "buy", "arguments": {"what": "clay"}}}
     calling = {"role": "assistant", "content": "", "tool_calls": [call]}
     talk = [{"role": "user", "content": "Buy clay"}, calling]
     rows.append({"messages": talk, "tools": [TOOL]})
-    directory.dataset.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with directory.log.open("wb") as log:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "ollama_trainer.worker", str(directory.path)],
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        )
+    directory = a_run(fake, tmp_path_factory.mktemp("run"), "pots:1b", rows)
+    worker = started(directory)
     while worker.poll() is None and not _is_training(directory):
         time.sleep(0.05)
     # What Ollama does when the tag is pulled again meanwhile.

@@ -24,7 +24,7 @@ CHAT: list[dict[str, Any]] = [
 
 
 def gguf_of(
-    path: Path, architecture: str, special: tuple[str, ...], *, eos: bool = True
+    path: Path, architecture: str, special: tuple[str, ...], *, eos: str | None = "</s>"
 ) -> GgufFile:
     return read_gguf(
         write_servable(path / "x.gguf", architecture=architecture, special=special, eos=eos)
@@ -70,7 +70,7 @@ def test_the_family_is_chosen_by_architecture_and_tokens(
 
 def test_without_any_token_that_ends_a_text_there_is_none(tmp_path: Path) -> None:
     with pytest.raises(BaseModelError, match="would never stop"):
-        ChatTemplate(gguf_of(tmp_path, "llama", (), eos=False))
+        ChatTemplate(gguf_of(tmp_path, "llama", (), eos=None))
 
 
 def test_every_file_is_some_familys() -> None:
