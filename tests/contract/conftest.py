@@ -37,20 +37,14 @@ class Files:
 
 
 @dataclass
-class Server:
+class Ollama:
     """One Ollama, real or not."""
 
     url: str
-    files: Files
-    fake: FakeOllama | None
     #: Names begin with this, so that a shared server can be cleaned up; no size of models is in it.
     prefix: str = field(
-        default_factory=lambda: f"contract-{uuid.uuid4().hex[:8].replace('b', 'g')}-"
+        default_factory=lambda: f"contract-{uuid.uuid4().hex[:8].replace('b', 'g')}-", kw_only=True
     )
-
-    @property
-    def refuses_adapters(self) -> bool:
-        return self.fake is not None and self.fake.profile == "0.40"
 
     def name(self, model: str = "m", tag: str = "r1") -> str:
         return f"{self.prefix}{model}:{tag}"
@@ -80,6 +74,18 @@ class Server:
         for name in self.names():
             self.ask("POST", "/api/generate", {"model": name, "keep_alive": 0})
             self.ask("DELETE", "/api/delete", {"model": name})
+
+
+@dataclass
+class Server(Ollama):
+    """One Ollama with files for it."""
+
+    files: Files
+    fake: FakeOllama | None
+
+    @property
+    def refuses_adapters(self) -> bool:
+        return self.fake is not None and self.fake.profile == "0.40"
 
 
 def _variants(folder: Path, plain: Path) -> Files:
@@ -121,7 +127,7 @@ def real_files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return _variants(tmp_path_factory.mktemp("smollm2"), Path(str(found[0].locate())))
 
 
-def _real_url() -> str:
+def real_url() -> str:
     """Where the real Ollama answers; skips where none does."""
     value = os.environ.get("OLLAMA_HOST")
     if not value:
@@ -139,7 +145,7 @@ def _real_url() -> str:
 @pytest.fixture
 def real(request: pytest.FixtureRequest) -> Iterator[Server]:
     """The real Ollama; skips where there is none."""
-    url = _real_url()
+    url = real_url()
     one = Server(url, request.getfixturevalue("real_files"), None)
     yield one
     one.clean()
