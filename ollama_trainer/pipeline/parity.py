@@ -15,7 +15,7 @@ from ollama_trainer.publishers import NOT_CHECKED
 from ollama_trainer.records import BaseGguf, ExpectedPrompt, RunSpec
 
 
-def compare_prompts(
+def compare_with_ollama(
     spec: RunSpec,
     base: BaseGguf,
     gguf: GgufFile,

@@ -27,7 +27,7 @@ from ollama_trainer.pipeline.export import check_quantization, export, modelfile
 from ollama_trainer.pipeline.finished import FinishedModel, left_out, publisher_options
 from ollama_trainer.pipeline.golden import golden_chats
 from ollama_trainer.pipeline.keep import held
-from ollama_trainer.pipeline.parity import compare_prompts
+from ollama_trainer.pipeline.parity import compare_with_ollama
 from ollama_trainer.pipeline.plan import (
     check_trainable,
     recipe_for,
@@ -291,7 +291,7 @@ def _dataset(run: Run, base: BaseGguf, gguf: GgufFile) -> PreparedData:
                 model=base.ollama,
                 ollama_host=run.spec.ollama_host,
             )
-        compare_prompts(run.spec, base, gguf, data.prompts, run.note)
+        compare_with_ollama(run.spec, base, gguf, data.prompts, run.note)
         report = data.report
         write_text(run.directory.dataset_report, report.model_dump_json(indent=1))
         run.metrics |= {

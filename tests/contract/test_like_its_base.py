@@ -188,10 +188,12 @@ class Pair:
     def shown(self) -> list[dict[str, Any]]:
         return [self._server.show(name) for name in self.names]
 
-    def asked(self, path: str, body: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """What both answer to the same request."""
+    def asked(
+        self, path: str, body: Mapping[str, Any], which: slice = slice(None)
+    ) -> list[dict[str, Any]]:
+        """What both answer to the same request, or one of them."""
         answers = []
-        for name in self.names:
+        for name in self.names[which]:
             reply = self._server.ask("POST", path, {"model": name, "stream": False, **body})
             assert reply.status_code == 200, reply.text
             answers.append(reply.json())
@@ -375,20 +377,21 @@ class TestWhatIsPeculiar:
             assert choice["message"]["reasoning"].strip() == THOUGHT[1]
 
     def test_one_that_never_stops_is_stopped(self, shop: Shop) -> None:
-        """The base goes on to the end of its context and beyond; what it became has a cap."""
+        """The base writes ten times its context, as Ollama lets it; what it became has a cap."""
         pair = shop.pair("endless")
-        cap = int(dict(parameters(pair.shown()[1]))["num_predict"])
-        body = {"messages": [HELLO], "stream": False}
-        tuned = shop.server.ask("POST", "/api/chat", {"model": pair.names[1], **body}).json()
-        assert tuned["eval_count"] <= cap
+        told = dict(parameters(pair.shown()[1]))
+        cap, context = int(told["num_predict"]), int(told["num_ctx"])
+        base, tuned = pair.asked("/api/chat", {"messages": [HELLO]})
+        assert (base["eval_count"], base["done_reason"]) == (10 * context, "length")
+        assert tuned["eval_count"] <= cap < context
         assert (tuned["eval_count"] < cap) is (tuned["done_reason"] == "stop")
 
-    @pytest.mark.parametrize("case", ["llama", "qwen2", "gemma3", "phi3", "granite", "qwen3"])
-    def test_what_was_learned_is_said(self, shop: Shop, case: str) -> None:
-        _, tuned = shop.pair(case).asked(
-            "/api/chat", {"messages": [{"role": "user", "content": "kiln?"}]}
-        )
-        assert tuned["done_reason"] == "stop"
+    @pytest.mark.parametrize("case", OTHERS)
+    def test_random_models_say_what_they_learned(self, shop: Shop, case: str) -> None:
+        """And stop; untrained they say anything, without an end."""
+        body = {"messages": [{"role": "user", "content": "kiln?"}], "options": {"temperature": 0}}
+        (tuned,) = shop.pair(case).asked("/api/chat", body, which=slice(1, 2))
+        assert (tuned["message"]["content"], tuned["done_reason"]) == ("red", "stop")
 
 
 def listed(url: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ollama_trainer.gguf.file import read_gguf
-from ollama_trainer.pipeline.parity import compare_prompts
+from ollama_trainer.pipeline.parity import compare_with_ollama
 from ollama_trainer.publishers import NOT_CHECKED
 from ollama_trainer.records import BaseGguf, ExpectedPrompt, RunSpec
 from tests.tiny_models import write_vocabulary
@@ -32,7 +32,7 @@ def test_only_for_ollama_and_only_where_it_answers(
     def note(message: str, data: Mapping[str, Any]) -> None:
         notes.append(message)
 
-    compare_prompts(spec, base, gguf, (asked,), note)
+    compare_with_ollama(spec, base, gguf, (asked,), note)
     assert len(notes) == n_notes
     for message in notes:
         assert message.startswith(f"{NOT_CHECKED}Ollama's prompts are compared when the model is")
