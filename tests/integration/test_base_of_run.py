@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ollama_trainer.client import TrainerClient, running_server
+from ollama_trainer.client import RunStatus, TrainerClient, running_server
 from ollama_trainer.errors import BaseModelError, LeaseLost, OllamaUnreachable
 from ollama_trainer.pipeline import base as base_stage
 from ollama_trainer.pipeline.base import base_of_run, still_there
@@ -27,6 +27,7 @@ from ollama_trainer.testing import tiny_gguf
 from ollama_trainer.testing.fake_ollama import FakeOllama
 from ollama_trainer.workspace import RunDirectory
 from tests.ollama_models import create
+from tests.scripted import ANSWER, SAYS, write_scripted
 from tests.tiny_models import split_gguf, tiny_model, write_gguf
 
 
@@ -408,3 +409,35 @@ def test_a_run_without_a_base_takes_the_only_model(
     assert "2 models that can be trained: other:1, qwen:0.6b" in many["error"]
     assert many["notes"] == []
     assert settled["metrics"]["base"] == "other:1"
+
+
+@pytest.mark.slow
+def test_a_base_in_several_files_is_trained(tmp_path: Path) -> None:
+    """The file that its training began with is still found to be that, afterwards."""
+    whole = write_scripted(tmp_path / "whole.gguf", {SAYS: ANSWER})
+    parts = split_gguf(whole, tmp_path)
+    assert len(parts) == 2
+    rows = [
+        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
+        for q, a in (("Kiln?", "".join(ANSWER)), ("Hot?", "".join(ANSWER)), ("Cold?", "No."))
+    ]
+    dataset = tmp_path / "rows.jsonl"
+    dataset.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = Settings(
+        data_dir=tmp_path / "data", base=f"gguf:{parts[1]}", publisher="folder", replay="off",
+        rounding="stochastic", steps=2, batch_size=2, learning_rate=1e-4,
+    )  # fmt: skip
+
+    async def go() -> RunStatus:
+        async with running_server(settings, environment={"OMP_NUM_THREADS": "1"}) as trainer:
+            return await trainer.wait(await trainer.submit("job", str(dataset)))
+
+    status = asyncio.run(go())
+    assert status.status == "completed", status.error
+    assert status.result is not None
+    metrics = status.result["metrics"]
+    assert metrics["base_bytes"] == sum(part.stat().st_size for part in parts)
+    model = tiny_gguf.read(Path(status.result["gguf"]))
+    assert model.values["general.ollama_trainer.base.digest"] == f"sha256:{metrics['base_digest']}"
+    data = b"".join(part.read_bytes() for part in parts)
+    assert metrics["base_digest"] == hashlib.sha256(data).hexdigest()
