@@ -16,7 +16,8 @@ from typing import NoReturn
 from ollama_trainer.errors import DiskFull, LeaseLost, OutOfMemory, TrainerError, is_disk_full
 from ollama_trainer.executors import EXIT_DISK_FULL
 from ollama_trainer.executors.parentwatch import exit_with_parent
-from ollama_trainer.pipeline.run import TASKS, Run
+from ollama_trainer.pipeline.attempt import Run
+from ollama_trainer.pipeline.run import TASKS
 from ollama_trainer.records import ErrorInfo, RunResult
 from ollama_trainer.workspace import RunDirectory
 

@@ -9,5 +9,7 @@ parity.py    the prompts of that template, compared with Ollama's
 plan.py      every hyperparameter, from the number of examples and the size of the base
 export.py    base + adapter -> model.gguf and Modelfile
 verify.py    model.gguf in llama.cpp, against the base
-run.py       one after the other, with their times
+golden.py    answers that are known before it is published
+attempt.py   what the stages share and tell
+run.py       one after the other
 """

@@ -13,6 +13,7 @@ from ollama_trainer import backends
 from ollama_trainer.backends import FreeMemory, ReplayPlan, TrainJob
 from ollama_trainer.errors import MemoryHeld
 from ollama_trainer.gguf.file import read_gguf
+from ollama_trainer.pipeline import attempt
 from ollama_trainer.pipeline import run as pipeline
 from ollama_trainer.pipeline.memory import needed_bytes
 from ollama_trainer.pipeline.plan import recipe_for
@@ -105,7 +106,7 @@ def test_the_memory_is_looked_at_before_the_training(
     )  # fmt: skip
     directory = RunDirectory(tmp_path)
     directory.write_lease(Lease(token=1))
-    run = pipeline.Run(directory, spec, Lease(token=1))
+    run = attempt.Run(directory, spec, Lease(token=1))
     recipe = recipe_for(gguf, spec.training.model_copy(update={"batch_size": 4}), 10)
     needed = needed_bytes(gguf, spec.training.model_copy(update={"batch_size": 4}))
     backend = Backend(needed - 1)
