@@ -237,6 +237,9 @@ class Shop:
         settings = Settings(
             data_dir=self._folder / "data", ollama_host=self.server.url, publisher="ollama",
             name_prefix=f"{self.server.prefix}tuned-", rounding="stochastic", replay="off",
+            # However coarse: what random weights do with finer types is no matter of likeness.
+            min_learning_kept=0.0, min_agreement=0.0, max_unrelated_over_trained=99.0,
+            max_unrelated_over_base=99.0,
         )  # fmt: skip
         # More threads than free cores wait for each other at every step.
         alone = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
