@@ -214,7 +214,9 @@ def check_failed(run: Ended, *codes: str) -> None:
     assert not list(run.directory.path.glob("*.partial"))
 
 
-@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize(
+    "rounding", ["stochastic", pytest.param("compensated", marks=pytest.mark.slow)]
+)
 def test_a_training_that_changes_nothing_is_a_failed_run(
     run_worker: RunWorker, base: Callable[[str], Path], rounding: str
 ) -> None:

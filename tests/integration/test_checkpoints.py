@@ -119,26 +119,16 @@ def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path | None
 
 
 @pytest.fixture(scope="module")
-def broken_off(tmp_path_factory: pytest.TempPathFactory, small_disk: Path | None) -> Trainings:
-    """The trainings that the others are compared with, and those that are broken off."""
+def broken_off(tmp_path_factory: pytest.TempPathFactory) -> Trainings:
+    """The training that the others are compared with, and those that are broken off."""
     all_ = Trainings(tmp_path_factory.mktemp("jobs"))
     jobs = {
         "never stopped": WHOLE,
         "saving": SAVING,
         "stopped": SAVING | {"stop_at": STOPPED_AT},
         "no memory": SAVING | {"stop_at": 1, "stop_by": "memory"},
-        "8 at once": equally_long(8, 1),
-        "4 and 4": equally_long(4, 2),
-        "4 at once": equally_long(4, 1),
-        "3, 3, and 3": equally_long(3, 3),
-        "3, 3, and 3 stopped": equally_long(3, 3) | {"checkpoints": True, "stop_at": STOPPED_AT},
     }
-    paths = [all_.order(all_.path(name), job) for name, job in jobs.items()]
-    if small_disk is not None:
-        for room in LITTLE_ROOM:
-            job = SAVING | {"fill_at": 2, "leave_bytes": room}
-            paths.append(all_.order(small_disk / f"{room}.json", job))
-    all_.train(*paths)
+    all_.train(*(all_.order(all_.path(name), job) for name, job in jobs.items()))
 
     killed = all_.start([all_.order(all_.path("killed"), SAVING)])
     while not (all_.checkpoints("killed") / "step-3").exists():
@@ -147,6 +137,39 @@ def broken_off(tmp_path_factory: pytest.TempPathFactory, small_disk: Path | None
     killed.kill()
     assert killed.wait() == -signal.SIGKILL
     return all_
+
+
+@pytest.fixture(scope="module")
+def accumulated(tmp_path_factory: pytest.TempPathFactory) -> Trainings:
+    """Trainings in batches of several sizes; one of them was broken off."""
+    all_ = Trainings(tmp_path_factory.mktemp("accumulated"))
+    threes = equally_long(3, 3)
+    jobs = {
+        "8 at once": equally_long(8, 1),
+        "4 and 4": equally_long(4, 2),
+        "4 at once": equally_long(4, 1),
+        "3, 3, and 3": threes,
+        "3, 3, and 3 stopped": threes | {"checkpoints": True, "stop_at": STOPPED_AT},
+    }
+    all_.train(*(all_.order(all_.path(name), job) for name, job in jobs.items()))
+    all_.train(all_.order(all_.path("3, 3, and 3 stopped"), threes | {"checkpoints": True}))
+    return all_
+
+
+@pytest.fixture(scope="module")
+def out_of_room(broken_off: Trainings, small_disk: Path | None) -> Trainings:
+    """Trainings whose disk is full for a while; one of them goes on."""
+    if small_disk is None:
+        pytest.skip("nothing may be mounted here")
+    paths = [
+        broken_off.order(small_disk / f"{room}.json", SAVING | {"fill_at": 2, "leave_bytes": room})
+        for room in LITTLE_ROOM
+    ]
+    broken_off.train(*paths)
+    kept = (small_disk / f"{LITTLE_ROOM[2]}.json").with_suffix(".checkpoints")
+    shutil.copytree(kept, broken_off.checkpoints("room again"))
+    broken_off.train(broken_off.order(broken_off.path("room again"), SAVING))
+    return broken_off
 
 
 def flip_a_bit(path: Path) -> None:
@@ -171,20 +194,15 @@ def lay_out(checkpoints: Path, found: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def gone_on(broken_off: Trainings, small_disk: Path | None) -> Trainings:
+def gone_on(broken_off: Trainings) -> Trainings:
     """The trainings that go on, in a process that has not begun any of them."""
     all_ = broken_off
-    again = equally_long(3, 3) | {"checkpoints": True}
-    paths = [all_.path("killed"), all_.order(all_.path("3, 3, and 3 stopped"), again)]
+    paths = [all_.path("killed")]
     for found in FOUND:
         shutil.copytree(all_.checkpoints("stopped"), all_.checkpoints(found))
         lay_out(all_.checkpoints(found), found)
         key = {"key": "another" if found == "of another key" else SAVING["key"]}
         paths.append(all_.order(all_.path(found), SAVING | key))
-    if small_disk is not None:
-        kept = (small_disk / f"{LITTLE_ROOM[2]}.json").with_suffix(".checkpoints")
-        shutil.copytree(kept, all_.checkpoints("room again"))
-        paths.append(all_.order(all_.path("room again"), SAVING))
     all_.train(*paths)
     return all_
 
@@ -256,10 +274,11 @@ def test_a_killed_training_goes_on_to_the_same_end(gone_on: Trainings) -> None:
     assert gone_on.steps_made("killed")[0] > 3
 
 
-def test_accumulated_batches_go_on_to_the_same_end(gone_on: Trainings) -> None:
+@pytest.mark.slow
+def test_accumulated_batches_go_on_to_the_same_end(accumulated: Trainings) -> None:
     """Eight batches an epoch: the third step of each has two, the others three."""
-    check_same(gone_on, "3, 3, and 3 stopped", as_="3, 3, and 3")
-    assert gone_on.steps_made("3, 3, and 3 stopped")[0] == STOPPED_AT + 1
+    check_same(accumulated, "3, 3, and 3 stopped", as_="3, 3, and 3")
+    assert accumulated.steps_made("3, 3, and 3 stopped")[0] == STOPPED_AT + 1
 
 
 def test_seconds_add_up_and_rates_are_of_this_process(gone_on: Trainings) -> None:
@@ -287,23 +306,25 @@ def tokens_a_step(result: dict[str, Any]) -> float:
     return float(report["tokens_per_s"] * report["left_s"] / (report["steps"] - report["step"]))
 
 
-def test_accumulated_batches_are_one_batch(broken_off: Trainings) -> None:
+@pytest.mark.slow
+def test_accumulated_batches_are_one_batch(accumulated: Trainings) -> None:
     """Where memory is short, the same training in smaller batches."""
-    at_once, accumulated, fewer = (
-        broken_off.result(name) for name in ("8 at once", "4 and 4", "4 at once")
+    at_once, in_two, fewer = (
+        accumulated.result(name) for name in ("8 at once", "4 and 4", "4 at once")
     )
-    assert losses_of(accumulated) == pytest.approx(losses_of(at_once), abs=0.03)
+    assert losses_of(in_two) == pytest.approx(losses_of(at_once), abs=0.03)
     assert losses_of(fewer) != pytest.approx(losses_of(at_once), abs=0.1)
-    assert accumulated["arguments"]["per_device_train_batch_size"] == 4
-    assert tokens_a_step(accumulated) == pytest.approx(tokens_a_step(at_once))
+    assert in_two["arguments"]["per_device_train_batch_size"] == 4
+    assert tokens_a_step(in_two) == pytest.approx(tokens_a_step(at_once))
     assert tokens_a_step(fewer) == pytest.approx(tokens_a_step(at_once) / 2)
 
 
-def test_replay_is_computed_once_a_step(broken_off: Trainings) -> None:
+@pytest.mark.slow
+def test_replay_is_computed_once_a_step(accumulated: Trainings) -> None:
     """Twice as strong, or for twice the time, if each batch had its own."""
-    at_once, accumulated = (broken_off.result(name) for name in ("8 at once", "4 and 4"))
-    assert len(accumulated["divergences"]) == len(at_once["divergences"]) == STEPS // 2
-    assert accumulated["divergences"] == pytest.approx(at_once["divergences"], rel=0.1)
+    at_once, in_two = (accumulated.result(name) for name in ("8 at once", "4 and 4"))
+    assert len(in_two["divergences"]) == len(at_once["divergences"]) == STEPS // 2
+    assert in_two["divergences"] == pytest.approx(at_once["divergences"], rel=0.1)
 
 
 def test_memory_that_runs_out_is_told_with_the_batch_size(broken_off: Trainings) -> None:
@@ -313,12 +334,12 @@ def test_memory_that_runs_out_is_told_with_the_batch_size(broken_off: Trainings)
     assert "batch_size of 8" in result["cause"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_leaves_what_was_whole(
-    gone_on: Trainings, small_disk: Path | None
+    out_of_room: Trainings, small_disk: Path | None
 ) -> None:
     """Whichever file it is that finds no room."""
-    if small_disk is None:
-        pytest.skip("nothing may be mounted here")
+    assert small_disk is not None
     told = set()
     for room in LITTLE_ROOM:
         path = small_disk / f"{room}.json"
@@ -330,8 +351,8 @@ def test_a_full_disk_is_told_and_leaves_what_was_whole(
         assert not path.with_suffix(".adapter").exists()
     assert not list(small_disk.glob("*.partial"))
     assert len(told) == 3, "the system, safetensors, and torch"
-    check_same(gone_on, "room again")
-    assert gone_on.steps_made("room again")[0] == 3
+    check_same(out_of_room, "room again")
+    assert out_of_room.steps_made("room again")[0] == 3
 
 
 class Control:

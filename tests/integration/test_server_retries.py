@@ -104,6 +104,7 @@ async def test_a_machine_that_lacks_something_is_waited_for(
         assert (await api.end(run))["status"] == "completed"
 
 
+@pytest.mark.slow
 async def test_a_disk_that_cannot_be_read_for_a_moment_ends_no_supervisor(
     data_dir: Path,
     session: aiohttp.ClientSession,

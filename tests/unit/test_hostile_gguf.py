@@ -277,11 +277,12 @@ def fuzz(directory: Path, n_files: int, seed: int) -> tuple[int, int]:
     return read, refused
 
 
-def test_ten_thousand_files_break_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("n_files", [2_500, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_thousands_of_files_break_nothing(tmp_path: Path, n_files: int) -> None:
     """Read or refused, and no other error; both happen often, or nothing is tried."""
-    read, refused = fuzz(tmp_path, 10_000, seed=1)
-    assert read > 1_000
-    assert refused > 3_000
+    read, refused = fuzz(tmp_path, n_files, seed=1)
+    assert read > n_files / 10
+    assert refused > n_files * 3 / 10
 
 
 @pytest.mark.slow
