@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from ollama_trainer.backends import TrainJob
+from ollama_trainer.backends import FreeMemory, TrainJob
 from ollama_trainer.manifests import read_manifest, write_manifest
 from ollama_trainer.records import (
     Adapter,
@@ -89,6 +89,10 @@ class Projector:
 
     def __init__(self, folder: Path) -> None:
         self._recorded = RunDirectory(folder / "runs" / "film")
+
+    def free_memory(self, cache: Path) -> FreeMemory:
+        """A film takes none."""
+        return FreeMemory(n_bytes=1 << 40, on_gpu=False)
 
     def train(self, job: TrainJob, report: Callable[[Progress], None]) -> Adapter:
         assert job.checkpoints is not None
