@@ -44,7 +44,8 @@ prepare() {
         -r "$root/requirements/all.txt" || die "The packages could not be installed."
     "$python" -m uv pip install --quiet --python "$python" --no-deps --no-build-isolation \
         -e "$root" || die "ollama-trainer itself could not be installed."
-    "$python" -m ollama_trainer.bases.converter >/dev/null || die "llama.cpp's converter could not be installed."
+    # Its package imports it before it is run, of which Python warns.
+    "$python" -W ignore::RuntimeWarning -m ollama_trainer.bases.converter >/dev/null || die "llama.cpp's converter could not be installed."
     printf '%s' "$wanted" >"$stamp"
     say "installed"
 }
