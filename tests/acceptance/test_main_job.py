@@ -42,8 +42,8 @@ def test_feedback_becomes_a_model_that_answers_and_stops(tmp_path: Path, few_row
     assert status["output_model_ref"] == status["outputModelRef"]
     gguf = Path(status["output_model_ref"])
     base = resolve_base("smollm2").gguf
-    # Beside the protected template, not a byte more than the base.
-    assert 0 <= gguf.stat().st_size - base.stat().st_size < 1024
+    # Beside the protected template and what it says of itself, not a byte more than the base.
+    assert 0 <= gguf.stat().st_size - base.stat().st_size < 2048
     assert {tensor.type.name for tensor in read_gguf(gguf).tensors} == {"F32", "Q4_1", "Q8_0"}
     assert gguf.with_name("Modelfile").read_text("utf-8").startswith("FROM ./model.gguf\n")
     with open_prompt_format(read_gguf(gguf)) as form:
