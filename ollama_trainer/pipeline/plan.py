@@ -27,6 +27,9 @@ _STEPS = (20, 400)
 _STEPS_FOR_FEW = 84
 #: Peak learning rates for hidden sizes below and from 1,024.
 _LEARNING_RATES = (2e-3, 3e-4)
+#: What small models of an architecture stand at most. Gemma 3 learned the same at a third of the
+#: rate, and lost 0.10 instead of 0.37 nats on unrelated text.
+_MOST_LEARNING_RATE = {"gemma3": 7e-4}
 #: The upper half of the layers is trained by default: it learns as much, a step takes less time,
 #: and half as many weights are rounded.
 _SHARE_OF_LAYERS = 0.5
@@ -59,6 +62,7 @@ def recipe_for(base: GgufFile, options: TrainingOptions, n_examples: int) -> Rec
     batch_size, steps = batches_for(options, n_examples)
     small, large = _LEARNING_RATES
     rate = small if whole(base, "embedding_length") < 1024 else large
+    rate = min(rate, _MOST_LEARNING_RATE.get(base.architecture, rate))
     return Recipe(
         rank=options.rank,
         alpha=options.alpha,

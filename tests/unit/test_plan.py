@@ -90,6 +90,13 @@ def test_the_learning_rate_follows_the_size(hidden: int, rate: float) -> None:
     assert recipe_for(base(hidden=hidden), TrainingOptions(), 150).learning_rate == rate
 
 
+def test_gemma_3_stands_a_lower_rate() -> None:
+    """At that of other small models it forgot a third of a nat of everything else."""
+    gemma = base(architecture="gemma3")
+    assert recipe_for(gemma, TrainingOptions(), 150).learning_rate == 7e-4
+    assert recipe_for(gemma, TrainingOptions(learning_rate=2e-3), 150).learning_rate == 2e-3
+
+
 def test_options_win() -> None:
     """Whoever sets a number wants that number."""
     options = TrainingOptions(
