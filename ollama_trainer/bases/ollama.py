@@ -9,7 +9,6 @@ are Ollama's own affair.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from ollama_trainer.ollama import open_api
 from ollama_trainer.ollama.host import Endpoint, resolve
 from ollama_trainer.ollama.names import MODEL_NAME, full_name, is_cloud
 from ollama_trainer.ollama.renderers import settled_renderer
-from ollama_trainer.ollama.shown import Shown, read_shown
+from ollama_trainer.ollama.shown import Shown, blob_digest, read_shown
 from ollama_trainer.records import BaseGguf, OllamaModel
 
 if TYPE_CHECKING:
@@ -33,7 +32,6 @@ _Read = TypeVar("_Read")
 #: Called with a base's header before anything large is read or written; raises what is wrong.
 Check = Callable[[GgufFile], object]
 
-_BLOB = re.compile(r"sha256[-:]([0-9a-f]{64})")
 _JINJA = "tokenizer.chat_template"
 #: What Ollama shows of a model without a template.
 _NO_TEMPLATE = "{{ .Prompt }}"
@@ -209,13 +207,13 @@ def _no_such(api: OllamaApi, endpoint: Endpoint, name: str) -> BaseModelError:
 def _blob(model: str, text: str) -> tuple[Path, str]:
     """Path and digest of a file in Ollama's store."""
     path = Path(text)
-    named = _BLOB.fullmatch(path.name)
-    if named is None or not path.is_absolute():
+    digest = blob_digest(path.name)
+    if not digest or not path.is_absolute():
         raise BaseModelError(
             f"Ollama says that {model} lies at {text!r:.200}, which is no file of its store",
             "Choose another base, or name the file itself: gguf:/absolute/path.gguf.",
         )
-    return path, named[1]
+    return path, digest
 
 
 def _check_readable(model: str, path: Path, endpoint: Endpoint) -> None:

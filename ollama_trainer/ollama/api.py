@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,19 +209,19 @@ class OllamaApi:
 
     def loaded(self) -> set[str]:
         """Lower-case names of the models in memory."""
-        with self._asking("list its loaded models"):
-            return {str(model.name).lower() for model in self._quick.ps().models}
+        return {str(model.name).lower() for model in self._in_memory()}
 
     def held_bytes(self) -> dict[str, tuple[int, int]]:
         """Name of each model in memory -> bytes that it takes, and those of them on GPUs."""
-        with self._asking("list its loaded models"):
-            models = self._quick.ps().models
-        return {str(m.name): (int(m.size or 0), int(m.size_vram or 0)) for m in models}
+        return {str(m.name): (int(m.size or 0), int(m.size_vram or 0)) for m in self._in_memory()}
 
     def loaded_digests(self) -> set[str]:
         """Digests of the manifests that the models in memory were loaded by."""
+        return {str(model.digest) for model in self._in_memory()}
+
+    def _in_memory(self) -> Sequence[ollama.ProcessResponse.Model]:
         with self._asking("list its loaded models"):
-            return {str(model.digest) for model in self._quick.ps().models}
+            return self._quick.ps().models
 
     def copy(self, source: str, destination: str) -> None:
         with self._asking(f"name the model {destination}"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from ollama_trainer.errors import OllamaUnreachable, PromptDiffers, PublishError
+from ollama_trainer.errors import PromptDiffers, PublishError
 from ollama_trainer.records import ExpectedPrompt
 
 #: Characters of both prompts that are shown from where they begin to differ.
@@ -42,7 +42,7 @@ def compare_prompts(
         try:
             text = render(expected)
         except PublishError as error:
-            if error.retryable or isinstance(error, OllamaUnreachable):
+            if error.retryable:
                 raise
             raise PromptDiffers(
                 f"Ollama refuses {_kind(expected)}, though the model is trained for it:"

@@ -31,6 +31,18 @@ def preceded(model: OllamaModel | None, messages: Sequence[Message]) -> list[Mes
     return whole
 
 
+def as_request(
+    messages: Sequence[Message], tools: Sequence[Message] = (), think: bool | None = None
+) -> dict[str, Any]:
+    """A conversation as the body of /api/chat has it; what is not given is left to Ollama."""
+    asked: dict[str, Any] = {"messages": for_api(messages)}
+    if tools:
+        asked["tools"] = list(tools)
+    if think is not None:
+        asked["think"] = think
+    return asked
+
+
 def for_api(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Messages as /api/chat takes them."""
     return [_for_api(message) for message in messages]

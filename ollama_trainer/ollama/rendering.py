@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ollama_trainer.errors import OllamaUnreachable, PublishError
 from ollama_trainer.ollama import open_api
 from ollama_trainer.ollama.host import Endpoint
-from ollama_trainer.ollama.messages import for_api
+from ollama_trainer.ollama.messages import as_request
 from ollama_trainer.ollama.shield import protect_chat_template
 from ollama_trainer.ollama.stand_in import CONTEXT, USUAL, Marks, write_stand_in
 from ollama_trainer.records import Message, OllamaModel
@@ -70,11 +70,7 @@ class Rendering:
             PublishError: the template refuses the conversation.
             OllamaUnreachable: no Ollama answers any more.
         """
-        asked: dict[str, Any] = {"messages": for_api(messages)}
-        if tools:
-            asked["tools"] = list(tools)
-        if think is not None:
-            asked["think"] = think
+        asked = as_request(messages, tools, think)
         key = hashlib.sha256(json.dumps(asked, sort_keys=False).encode()).digest()
         if key not in self._known:
             text = self._api.render(self._name, asked, _OPTIONS)

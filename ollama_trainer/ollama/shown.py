@@ -19,6 +19,8 @@ from ollama_trainer.errors import BaseModelError
 #: A parameter's value; `stop` is always a tuple.
 Parameter = bool | int | float | str | tuple[str, ...]
 
+#: How Ollama calls the files of its store, at the end of their paths on whatever system it runs.
+_BLOB = re.compile(r"(?:^|[/\\])sha256[-:]([0-9a-f]{64})\Z")
 _COMMANDS = (
     "FROM", "ADAPTER", "DRAFT", "TEMPLATE", "SYSTEM", "RENDERER", "PARSER", "REQUIRES",
     "PARAMETER", "LICENSE", "MESSAGE",
@@ -93,6 +95,12 @@ def read_shown(shown: Mapping[str, Any]) -> Shown:
         ),
         model_info=shown.get("model_info") or {},
     )
+
+
+def blob_digest(path: str) -> str:
+    """SHA-256 of a file of Ollama's store, by its name, lower-case hex; empty for other files."""
+    named = _BLOB.search(path)
+    return named[1] if named else ""
 
 
 def read_modelfile(text: str) -> Iterator[tuple[str, str]]:

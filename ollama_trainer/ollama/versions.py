@@ -9,7 +9,6 @@ manifest.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ollama_trainer.gguf.provenance import Provenance, parent_named_by, told_by
 from ollama_trainer.names import alias_of
 from ollama_trainer.ollama.names import full_name, is_cloud
-from ollama_trainer.ollama.shown import read_modelfile
+from ollama_trainer.ollama.shown import blob_digest, read_modelfile
 
 if TYPE_CHECKING:
     from ollama_trainer.ollama.api import OllamaApi
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 #: How long a model may take to leave Ollama's memory, in seconds: no answer is cut off.
 UNLOAD_S = 10.0
 _PAUSE_S = 0.05
-_BLOB = re.compile(r"sha256[-:]([0-9a-f]{64})\Z")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,8 +123,8 @@ def _looked_at(api: OllamaApi, entry: Mapping[str, Any]) -> Held | None:
 def _weights(shown: Mapping[str, Any]) -> str:
     """Ollama calls files by their digests, and tells where they lie."""
     for command, value in read_modelfile(str(shown.get("modelfile") or "")):
-        if command == "FROM" and (blob := _BLOB.search(value)):
-            return blob[1]
+        if command == "FROM" and (digest := blob_digest(value)):
+            return digest
     return ""
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ollama_trainer.errors import PromptDiffers
 from ollama_trainer.modelfile import Modelfile
 from ollama_trainer.ollama.comparison import compare_prompts
-from ollama_trainer.ollama.messages import for_api
+from ollama_trainer.ollama.messages import as_request
 from ollama_trainer.records import ExpectedPrompt
 
 if TYPE_CHECKING:
@@ -46,11 +46,7 @@ def check_prompts(
     """
 
     def render(expected: ExpectedPrompt) -> str | None:
-        asked: dict[str, Any] = {"messages": for_api(expected.messages)}
-        if expected.tools:
-            asked["tools"] = list(expected.tools)
-        if expected.think is not None:
-            asked["think"] = expected.think
+        asked = as_request(expected.messages, expected.tools, expected.think)
         return api.render(model, asked, {**options, "num_predict": 1})
 
     return compare_prompts(prompts, render, report, _REMEDY)

@@ -6,20 +6,17 @@ Then the two files are compared, where the stored one can be read here.
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ollama_trainer.errors import BaseModelError, GgufError, PublishError, StoredDiffers
 from ollama_trainer.gguf.file import read_gguf
 from ollama_trainer.gguf.same import first_difference
-from ollama_trainer.ollama.shown import read_shown
+from ollama_trainer.ollama.shown import blob_digest, read_shown
 
 if TYPE_CHECKING:
     from ollama_trainer.ollama.api import OllamaApi
-
-#: The end of a blob's path, on whatever system the server runs.
-_BLOB = re.compile(r"(?:^|[/\\])sha256[-:]([0-9a-f]{64})$")
 
 
 def check_stored(api: OllamaApi, model: str, gguf: Path, digest: str) -> bool:
@@ -35,11 +32,14 @@ def check_stored(api: OllamaApi, model: str, gguf: Path, digest: str) -> bool:
         StoredDiffers: Ollama has something else.
         OllamaUnreachable, PublishError: as of `OllamaApi`.
     """
-    stored = stored_file(api, model)
-    blob = _BLOB.search(str(stored)) if stored is not None else None
-    if stored is None or blob is None:
+    described = api.described(model)
+    if described is None:
+        raise PublishError(f"Ollama does not have the model {model} any more", "Publish again.")
+    stored = stored_file(described)
+    blob = blob_digest(str(stored))
+    if stored is None or not blob:
         return False
-    if f"sha256:{blob[1]}" == digest:
+    if f"sha256:{blob}" == digest:
         return True
     try:
         difference = first_difference(read_gguf(gguf), read_gguf(stored))
@@ -55,15 +55,12 @@ def check_stored(api: OllamaApi, model: str, gguf: Path, digest: str) -> bool:
     return True
 
 
-def stored_file(api: OllamaApi, model: str) -> Path | None:
-    """Where the model's GGUF lies on the server's machine; None where Ollama does not tell.
+def stored_file(described: Mapping[str, Any]) -> Path | None:
+    """Where a model's GGUF lies on the server's machine; None where Ollama does not tell.
 
-    Raises:
-        OllamaUnreachable, PublishError: as of `OllamaApi`.
+    Args:
+        described: the answer of /api/show.
     """
-    described = api.described(model)
-    if described is None:
-        raise PublishError(f"Ollama does not have the model {model} any more", "Publish again.")
     try:
         files = read_shown(described).files
     except BaseModelError:

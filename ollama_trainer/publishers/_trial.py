@@ -10,12 +10,11 @@ from ollama_trainer.errors import (
     AnswersLikeBase,
     EmptyAnswer,
     OllamaCannotLoad,
-    OllamaUnreachable,
     PublishError,
     StoredDiffers,
     ToolCallsLost,
 )
-from ollama_trainer.ollama.messages import for_api
+from ollama_trainer.ollama.messages import as_request
 from ollama_trainer.records import GoldenChat, visible_answer
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ _MORE_TOKENS = 64
 #: The longest answer to a question whose answer nobody knows, in tokens.
 _ANSWER_TOKENS = 64
 _CALL_TOKENS = 512
-_MODEL_REMEDY = (
+MODEL_REMEDY = (
     "Run the GGUF elsewhere to see whether the model or this Ollama is at fault; "
     "the GGUF and its Modelfile are kept."
 )
@@ -56,9 +55,9 @@ def load(api: OllamaApi, model: str, options: Options) -> None:
     try:
         api.load(model, options)
     except PublishError as error:
-        if error.retryable or isinstance(error, OllamaUnreachable):
+        if error.retryable:
             raise
-        raise OllamaCannotLoad(error.cause, _MODEL_REMEDY) from error
+        raise OllamaCannotLoad(error.cause, MODEL_REMEDY) from error
 
 
 def ask_any(api: OllamaApi, model: str, question: str, options: Options, cap: int) -> str:
@@ -155,8 +154,8 @@ def ask_for_call(
         asked, tokens = _asked(chats[0]), chats[0].n_tokens + _MORE_TOKENS
     else:
         question = {"role": "user", "content": _TOOL_QUESTION}
-        asked, tokens = {"messages": [question], "tools": [_TOOL]}, _CALL_TOKENS
-        asked |= {"think": False} if thinks else {}
+        asked = as_request([question], [_TOOL], False if thinks else None)
+        tokens = _CALL_TOKENS
     limited = {**options, "num_predict": tokens}
     called, said = _calls(api, model, asked, limited)
     if called:
@@ -173,7 +172,7 @@ def ask_for_call(
         f"Ollama returns no call of a tool, {writer}, but {said}",
         "Put calls of tools among the rows that it learns from, or train for fewer steps."
         if not chats
-        else _MODEL_REMEDY,
+        else MODEL_REMEDY,
     )
 
 
@@ -202,8 +201,7 @@ def _base_calls(api: OllamaApi, base: str, asked: Mapping[str, Any], options: Op
 
 
 def _asked(chat: GoldenChat) -> dict[str, Any]:
-    tools = {"tools": list(chat.tools)} if chat.tools else {}
-    return {"messages": for_api(chat.messages), **tools}
+    return as_request(chat.messages, chat.tools)
 
 
 def _check_golden(chat: GoldenChat, answer: Mapping[str, Any], tokens: int) -> None:
@@ -220,7 +218,7 @@ def _check_golden(chat: GoldenChat, answer: Mapping[str, Any], tokens: int) -> N
         raise AnswersLikeBase(
             f"In Ollama the model answers {_short(question)} as its base does, with"
             f" {_short(chat.base_answer)}, and not as it was trained, with {_short(chat.answer)}",
-            _MODEL_REMEDY,
+            MODEL_REMEDY,
         )
 
 
@@ -229,7 +227,7 @@ def _check_not_empty(question: str, answer: Mapping[str, Any]) -> None:
     if not any(message.get(part) for part in ("content", "thinking", "tool_calls")):
         raise EmptyAnswer(
             f"the model answered {_short(question)} with nothing (it ended by {_reason(answer)})",
-            _MODEL_REMEDY,
+            MODEL_REMEDY,
         )
 
 

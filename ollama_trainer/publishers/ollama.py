@@ -30,10 +30,12 @@ from ollama_trainer.errors import CapabilitiesLost, OllamaUnreachable, PublishEr
 from ollama_trainer.modelfile import Modelfile, check_model_name
 from ollama_trainer.ollama import open_api
 from ollama_trainer.ollama.host import Endpoint, resolve
+from ollama_trainer.ollama.shown import blob_digest
 from ollama_trainer.publishers import NOT_CHECKED, PublisherOptions, Report, _alias
 from ollama_trainer.publishers._prompts import check_prompts, check_template
 from ollama_trainer.publishers._stored import check_stored, stored_file
 from ollama_trainer.publishers._trial import (
+    MODEL_REMEDY,
     ask_any,
     ask_for_call,
     ask_for_identity,
@@ -54,10 +56,6 @@ _READ_BYTES = 1 << 20
 _NOT_TEXT = {"vision", "audio"}
 #: How Ollama says that it did not keep the chat template of the file.
 _REPLACED = "using autodetected template"
-_MODEL_REMEDY = (
-    "Run the GGUF elsewhere to see whether the model or this Ollama is at fault; "
-    "the GGUF and its Modelfile are kept."
-)
 
 
 class _Made(NamedTuple):
@@ -154,7 +152,7 @@ class OllamaPublisher:
         trial = made.trial
         shown = api.show(trial)
         if shown is None:
-            raise PublishError("Ollama said success and does not have the model", _MODEL_REMEDY)
+            raise PublishError("Ollama said success and does not have the model", MODEL_REMEDY)
         # The oldest versions tell no capabilities.
         self._check_capabilities(shown.capabilities)
         is_known = check_stored(api, trial, made.gguf, made.digest)
@@ -260,10 +258,10 @@ class OllamaPublisher:
     def _base_here(self, api: OllamaApi) -> str:
         """The base's name, where this Ollama has the very base that was trained; else nothing."""
         base, digest = self._options.base_model, self._options.base_digest
-        if not base or api.show(base) is None:
+        described = api.described(base) if base else None
+        if described is None:
             return ""
-        stored = stored_file(api, base)
-        return base if stored is not None and digest in stored.name else ""
+        return base if blob_digest(str(stored_file(described))) == digest else ""
 
     def withdraw(self, model_name: str, *, named: bool) -> None:
         """See `Publisher.withdraw`.
